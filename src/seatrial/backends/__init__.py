@@ -1,0 +1,1 @@
+"""Where a run can go: one module per platform, behind the protocol in `base`."""

@@ -1,0 +1,1 @@
+"""What runs on nodes: the only package that imports torch. Started as `python -m seatrial.job.agent`."""

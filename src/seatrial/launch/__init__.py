@@ -1,0 +1,1 @@
+"""Spec to plan to request to submission, and following what was submitted."""
