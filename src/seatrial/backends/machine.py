@@ -1,0 +1,61 @@
+"""This machine as a place to run on: cores and GPUs, without importing torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+
+from seatrial import command
+from seatrial.errors import PlatformError
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a launch plan needs to know of a machine."""
+
+    hostname: str
+    cpus: int
+    """Cores that this process may use (its affinity, not the machine's total)."""
+    gpus: tuple[str, ...]
+    """Names of the GPUs that a job started here would see."""
+    evidence: str
+    """Where the GPU count comes from."""
+
+
+def probe(runner: command.CommandRunner = command.run) -> Machine:
+    """Looks at this machine. A GPU tool that fails counts as no GPU, and `evidence` says so."""
+    gpus, evidence = _visible_gpus(runner)
+    return Machine(socket.gethostname(), len(os.sched_getaffinity(0)), gpus, evidence)
+
+
+def _visible_gpus(runner: command.CommandRunner) -> tuple[tuple[str, ...], str]:
+    if shutil.which("nvidia-smi") is None:
+        return (), "no nvidia-smi on PATH"
+    try:
+        done = runner(["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"], timeout_s=30)
+    except PlatformError as error:
+        return (), str(error)
+    if done.returncode != 0:
+        return (), f"nvidia-smi exited {done.returncode}: {(done.stderr or done.stdout).strip()[:200]}"
+    return parse_gpus(done.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def parse_gpus(listing: str, visible: str | None) -> tuple[tuple[str, ...], str]:
+    """GPU names from ``nvidia-smi --query-gpu=index,uuid,name``, cut to ``CUDA_VISIBLE_DEVICES``.
+
+    CUDA reads the variable up to the first entry that names no device (CUDA programming guide,
+    "CUDA Environment Variables"); so does this.
+    """
+    rows = [[part.strip() for part in line.split(",", 2)] for line in listing.splitlines() if line.strip()]
+    by_name = {key: name for index, uuid, name in rows for key in (index, uuid)}
+    if visible is None:
+        return tuple(name for _, _, name in rows), "nvidia-smi"
+    chosen = []
+    for word in (part.strip() for part in visible.split(",")):
+        match = [name for key, name in by_name.items() if key == word or (word[:4] == "GPU-" and key.startswith(word))]
+        if not match:
+            break
+        chosen.append(match[0])
+    return tuple(chosen), f"nvidia-smi and CUDA_VISIBLE_DEVICES={visible}"

@@ -1,0 +1,138 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from seatrial.errors import InterruptedRunError
+from seatrial.launch.follow import Follower, Progress
+from seatrial.runs.state import RunState
+
+if TYPE_CHECKING:
+    from seatrial.launch.launcher import Submitted
+
+_POLL_S = 0.2
+_LINE_EVERY_S = 10.0
+"""Plain lines are for logs: one a phase, and one every so often."""
+
+
+def follow(submitted: Submitted, *, show_ranks: bool = False) -> None:
+    """Shows an attempt until it ends. Ctrl-C asks it to save and stop; a second one kills it.
+
+    Args:
+        submitted: what runs.
+        show_ranks: print what the ranks print (a script of somebody's own) instead of a bar.
+
+    Raises:
+        InterruptedRunError: the user killed it before it had stopped by itself.
+    """
+    follower = Follower(submitted.plan)
+    interrupts = 0
+    with _display(show_ranks) as show:
+        while True:
+            try:
+                if _has_ended(submitted):
+                    break
+                _show(show, follower, show_ranks)
+                time.sleep(_POLL_S)
+            except KeyboardInterrupt:
+                interrupts += 1
+                submitted.backend.cancel(submitted.handle, force=interrupts > 1)
+                if interrupts > 1:
+                    raise InterruptedRunError(
+                        "the run was killed",
+                        evidence="Ctrl-C twice; its last checkpoint is kept",
+                        remedy=f"seatrial runs resume {submitted.plan.run_id}",
+                    ) from None
+                click.echo("\nstopping: saving a checkpoint first (Ctrl-C again kills at once)", err=True)
+        _show(show, follower, show_ranks)
+
+
+def _has_ended(submitted: Submitted) -> bool:
+    attempt = submitted.paths.attempt(submitted.plan.attempt)
+    return attempt.exit.exists() or submitted.backend.state(submitted.handle).state is RunState.LOST
+
+
+def _show(show: Any, follower: Follower, show_ranks: bool) -> None:
+    progress = follower.poll()
+    for note in progress.notes:
+        click.echo(f"note: {note}", err=True)
+    progress.notes.clear()
+    if show_ranks:
+        several = len(follower.rank_logs) > 1
+        for rank, tail in follower.rank_logs.items():
+            for line in tail.lines():
+                click.echo(f"[rank {rank}] {line}" if several else line, err=True)
+    show(progress)
+
+
+@contextmanager
+def _display(quiet: bool) -> Iterator[Any]:
+    if quiet:
+        yield lambda progress: None
+    elif sys.stderr.isatty():
+        with _bar() as show:
+            yield show
+    else:
+        yield _Lines()
+
+
+class _Lines:
+    """One line a phase, and one now and then with the loss."""
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self._last = 0.0
+        self._step = 0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.phase != self._phase:
+            self._phase, self._last = progress.phase, now
+            click.echo(progress.phase, err=True)
+        elif progress.step != self._step and now - self._last >= _LINE_EVERY_S:
+            self._last, self._step = now, progress.step
+            click.echo(f"  step {progress.step}/{progress.num_steps}  {_numbers(progress)}", err=True)
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns: list[Any] = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None)]
+    if console.width >= 70:
+        columns += [MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(compact=True)]
+    else:
+        columns += [TextColumn("{task.fields[numbers]}")]
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None, numbers="")
+
+        def show(progress: Progress) -> None:
+            training = progress.phase == "training"
+            bar.update(
+                task,
+                description=progress.phase[: console.width // 2],
+                total=progress.num_steps if training else None,
+                completed=progress.step if training else 0,
+                numbers=_numbers(progress) if training else "",
+            )
+
+        yield show
+
+
+def _numbers(progress: Progress) -> str:
+    parts = []
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.samples_per_s is not None:
+        parts.append(f"{progress.samples_per_s:.0f} samples/s")
+    return "  ".join(parts)

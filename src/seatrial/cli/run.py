@@ -1,0 +1,48 @@
+"""``seatrial run -- SCRIPT ARGS``: any torchrun-compatible script, launched and recorded like a training run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from seatrial.cli.train import _NumberOrAuto, default_name
+from seatrial.errors import SpecError
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option("--name", help="Short name [the script's].")
+@click.option("--nproc", type=_NumberOrAuto(), default="auto", help="Ranks a node [auto: one a GPU, else 1].")
+@click.option("--gpus", type=_NumberOrAuto(), default="auto", help="GPUs a node; 0 for CPU [auto].")
+@click.option("--tags", default="", help="Words to find the run by, separated by commas.")
+@click.option("--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs].")
+@click.option("--detach", "-d", is_flag=True, help="Start it and return; print its id.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, exactly; touch nothing.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- SCRIPT.py [ARGS]...")
+def run(
+    name: str | None, nproc: Any, gpus: Any, tags: str, runs_dir: Path | None, detach: bool, dry_run: bool,
+    command: tuple[str, ...],
+) -> int:  # fmt: skip
+    """Launch any torchrun-compatible script: same ranks, same logs, same record."""
+    from seatrial.cli.start import start_new
+    from seatrial.launch.plan import stages_of
+    from seatrial.spec.run import ResourcesSpec, ScriptSpec
+
+    if command[0] != "-m" and not Path(command[0]).is_file():
+        raise SpecError(
+            f"there is no script {command[0]}",
+            evidence=f"looked in {Path.cwd()}",
+            remedy="seatrial run --nproc 2 -- path/to/script.py ARGS    (or: -- -m package.module ARGS)",
+        )
+    spec = ScriptSpec(
+        name=name or default_name(None, command[1] if command[0] == "-m" else command[0]),
+        command=command,
+        cwd=str(Path.cwd()),
+        resources=ResourcesSpec(nproc=nproc, gpus_per_node=gpus),
+        tags=tuple(tag for tag in tags.split(",") if tag),
+    )
+    return start_new(
+        spec, lambda paths: stages_of(spec, paths, 0), argv=sys.argv, runs_dir=runs_dir, detach=detach, dry_run=dry_run
+    )

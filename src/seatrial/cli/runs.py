@@ -1,0 +1,181 @@
+"""``seatrial runs``: what was run, how it went, and going on with it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from seatrial.errors import SeatrialError, SpecError
+
+_RUNS_DIR = click.option(
+    "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
+)
+
+
+@click.group()
+def runs() -> None:
+    """List, show, follow, cancel and resume runs. RUN is an id, the beginning of one, a directory, or 'last'."""
+
+
+@runs.command("list")
+@_RUNS_DIR
+@click.option("--tag", help="Only runs with this tag.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def list_runs(runs_dir: Path | None, tag: str | None, as_json: bool) -> int:
+    """The runs, oldest first."""
+    from seatrial.launch import launcher
+    from seatrial.runs.manifest import Manifest, iter_manifests
+    from seatrial.runs.paths import runs_dir as default_runs_dir
+
+    root = default_runs_dir(runs_dir)
+    rows = []
+    for paths, found in iter_manifests(root):
+        if isinstance(found, SeatrialError):
+            click.echo(f"skipped {paths.run_id}: {found.what}", err=True)
+            continue
+        manifest: Manifest = found if found.state.is_terminal else launcher.settle(paths)
+        if tag is None or tag in manifest.tags:
+            rows.append(manifest)
+    if as_json:
+        click.echo(json.dumps([m.model_dump(mode="json", by_alias=True) for m in rows], indent=2))
+        return 0
+    if not rows:
+        click.echo(f"no runs in {root}" + (f" with the tag {tag!r}" if tag else ""), err=True)
+    width = max((len(m.run_id) for m in rows), default=0)
+    for m in rows:
+        verdict = m.results.get("comparison", {}).get("verdict", "not compared" if m.task != "script" else "")
+        click.echo(f"{m.run_id:<{width}}  {m.state:<11}  {verdict:<12}  {','.join(m.tags)}".rstrip())
+    return 0
+
+
+@runs.command()
+@click.argument("run")
+@_RUNS_DIR
+@click.option("--json", "as_json", is_flag=True, help="The manifest and the evidence as JSON.")
+def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
+    """How a run stands: state, attempts, verdict, evidence."""
+    from seatrial.launch import launcher
+    from seatrial.runs.evidence import read_evidence
+
+    paths = _find(run, runs_dir)
+    manifest = launcher.settle(paths)
+    evidence = read_evidence(paths.evidence)
+    if as_json:
+        data = manifest.model_dump(mode="json", by_alias=True)
+        click.echo(json.dumps(data | {"evidence": [e.model_dump(mode="json") for e in evidence]}, indent=2))
+        return 0
+    click.echo(f"{manifest.run_id}: {manifest.state}" + (f" ({manifest.reason})" if manifest.reason else ""))
+    click.echo(f"directory  {paths.root}")
+    for record in manifest.attempts:
+        how = record.outcome or "going on"
+        code = "" if record.exit_code is None else f", exit code {record.exit_code}"
+        click.echo(f"attempt {record.index}  {', '.join(record.stages)}: {how}{code}  [{record.handle}]")
+        if record.failure is not None:
+            click.echo(f"           {record.failure['what']}")
+    sentence = manifest.results.get("comparison", {}).get("sentence")
+    if sentence:
+        click.echo(f"result     {sentence}")
+    for found in evidence:
+        click.echo(f"{found.verdict:<10} {found.check}: {found.message}")
+    if paths.report.exists():
+        click.echo(f"page       {paths.report}")
+    return 0
+
+
+@runs.command()
+@click.argument("run")
+@_RUNS_DIR
+@click.option("--rank", type=int, help="Only this rank's output.")
+@click.option("--attempt", type=int, help="[the latest]")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the run ends; Ctrl-C leaves it running.")
+@click.option("--tail", type=int, default=200, show_default=True, help="Lines of each log; 0 for all.")
+def logs(run: str, runs_dir: Path | None, rank: int | None, attempt: int | None, follow: bool, tail: int) -> int:
+    """What the ranks printed, and what the platform wrote."""
+    from seatrial.launch import launcher
+    from seatrial.launch.follow import Tail
+
+    paths = _find(run, runs_dir)
+    manifest = launcher.settle(paths)
+    index = len(manifest.attempts) - 1 if attempt is None else attempt
+    directory = paths.attempt(index).logs
+    pattern = "*.log" if rank is None else f"rank_{rank:05d}.log"
+    tails: dict[Path, Tail] = {}
+    while True:
+        ended = launcher.settle(paths).state.is_terminal
+        for file in sorted(directory.glob(pattern)):
+            first = file not in tails
+            lines = tails.setdefault(file, Tail(file)).lines()
+            for line in lines[-tail:] if first and tail else lines:
+                click.echo(f"[{file.stem}] {line}")
+        if not follow or ended:
+            break
+        time.sleep(0.3)
+    if not tails:
+        raise SpecError(
+            f"attempt {index} has no such log", evidence=f"no {pattern} in {directory}",
+            remedy=f"seatrial runs show {paths.run_id}",
+        )  # fmt: skip
+    return 0
+
+
+@runs.command()
+@click.argument("run")
+@_RUNS_DIR
+@click.option("--force", is_flag=True, help="Kill it, without a checkpoint.")
+def cancel(run: str, runs_dir: Path | None, force: bool) -> int:
+    """Ask a run to save and stop."""
+    from seatrial.backends import registry
+    from seatrial.backends.base import JobHandle
+    from seatrial.launch import launcher
+
+    paths = _find(run, runs_dir)
+    manifest = launcher.settle(paths)
+    if manifest.state.is_terminal:
+        click.echo(f"{manifest.run_id} is {manifest.state} already", err=True)
+        return 0
+    handle = JobHandle.parse(manifest.attempt.handle or "")
+    backend = registry.get(handle.backend)
+    backend.cancel(handle, force=force)
+    while not launcher.settle(paths).state.is_terminal:
+        time.sleep(0.3)
+    click.echo(f"{manifest.run_id} is {launcher.settle(paths).state}", err=True)
+    return 0
+
+
+@runs.command()
+@click.argument("run")
+@_RUNS_DIR
+def resume(run: str, runs_dir: Path | None) -> int:
+    """Go on from the newest sound checkpoint: the same run, one more attempt."""
+    from seatrial.cli.outcome import conclude
+    from seatrial.cli.start import start_attempt
+    from seatrial.launch import launcher
+    from seatrial.launch.plan import stages_of
+    from seatrial.runs import lock
+    from seatrial.spec.load import read_spec
+
+    paths = _find(run, runs_dir)
+    manifest = launcher.settle(paths)
+    lock.check_free(paths.lock)
+    if not manifest.state.is_terminal:
+        raise SpecError(
+            f"the run {manifest.run_id} is {manifest.state}",
+            evidence=f"attempt {manifest.attempt.index}: {manifest.attempt.handle}",
+            remedy=f"seatrial runs cancel {manifest.run_id}",
+        )
+    spec = read_spec(paths.spec)
+    attempt = len(manifest.attempts)
+    train_only = bool(manifest.attempts) and manifest.attempts[0].stages == ["train"]
+    start_attempt(paths, spec, stages_of(spec, paths, attempt, train_only=train_only), attempt)
+    return conclude(paths, spec)
+
+
+def _find(run: str, runs_dir: Path | None) -> Any:
+    from seatrial.runs.manifest import find_run
+    from seatrial.runs.paths import runs_dir as default_runs_dir
+
+    return find_run(run, default_runs_dir(runs_dir))

@@ -1,0 +1,104 @@
+"""What `train`, `demo`, `run`, `predict` and `runs resume` share: a spec goes in, a followed run comes out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from seatrial.backends import machine, registry
+from seatrial.cli.outcome import conclude
+from seatrial.cli.progress import follow
+from seatrial.launch import launcher
+from seatrial.launch.inspect import inspect
+from seatrial.launch.plan import plan, stages_of
+from seatrial.runs.paths import RunPaths, runs_dir as default_runs_dir
+from seatrial.runs.plan import Stage
+from seatrial.spec.load import LoadedSpec
+from seatrial.spec.run import RunSpec, ScriptSpec
+
+
+def start_training(
+    loaded: LoadedSpec,
+    *,
+    argv: Sequence[str],
+    runs_dir: Path | None,
+    train_only: bool = False,
+    detach: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Looks at data and model, then starts a new run of the recipe. Returns the exit code."""
+    return start_new(
+        loaded.spec,
+        lambda paths: stages_of(loaded.spec, paths, 0, train_only=train_only),
+        argv=argv, runs_dir=runs_dir, detach=detach, dry_run=dry_run, origins=loaded.origins,
+    )  # fmt: skip
+
+
+def start_new(
+    spec: RunSpec | ScriptSpec,
+    stages: Callable[[RunPaths], tuple[Stage, ...]],
+    *,
+    argv: Sequence[str],
+    runs_dir: Path | None,
+    detach: bool,
+    dry_run: bool,
+    origins: dict[str, str] | None = None,
+) -> int:
+    """A new run: checked first, written down second, started third."""
+    paths = RunPaths(default_runs_dir(runs_dir) / launcher.new_run_id(spec.name))
+    here = machine.probe()
+    cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
+    planned = plan(spec, paths, here, attempt=0, stages=stages(paths), python=sys.executable, cwd=cwd)
+    backend = registry.get("local" if spec.resources.on == "auto" else spec.resources.on)
+    if isinstance(spec, RunSpec):
+        say("looking at data and model")
+        found = inspect(spec)
+        say(_found(found))
+    if dry_run:
+        _print_dry_run(spec, backend.render(planned).text, origins or {})
+        return 0
+    launcher.create(paths, spec, argv)
+    say(f"run {paths.run_id} on {backend.name}: {planned.nproc} ranks on {planned.device.upper()} ({here.evidence})")
+    submitted = launcher.submit(planned, backend)
+    if detach:
+        click.echo(paths.run_id)
+        say(f"follow it: seatrial runs logs -f {paths.run_id}    stop it: seatrial runs cancel {paths.run_id}")
+        return 0
+    follow(submitted, show_ranks=isinstance(spec, ScriptSpec))
+    return conclude(paths, spec)
+
+
+def start_attempt(paths: RunPaths, spec: RunSpec | ScriptSpec, stages: tuple[Stage, ...], attempt: int) -> None:
+    """One more attempt of a run that exists; followed to its end."""
+    here = machine.probe()
+    cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
+    planned = plan(spec, paths, here, attempt=attempt, stages=stages, python=sys.executable, cwd=cwd)
+    backend = registry.get("local" if spec.resources.on == "auto" else spec.resources.on)
+    say(f"run {paths.run_id}, attempt {attempt}: {', '.join(stage.name for stage in stages)}")
+    follow(launcher.submit(planned, backend), show_ranks=isinstance(spec, ScriptSpec))
+
+
+def say(text: str) -> None:
+    """A line for people: stdout is for results."""
+    click.echo(text, err=True)
+
+
+def _found(facts: dict[str, dict[str, object]]) -> str:
+    data, model = facts["data"], facts["model"]
+    train, test = data["train"], data["test"]
+    assert isinstance(train, dict) and isinstance(test, dict)
+    labels = data["labels"]
+    classes = f", {len(labels)} classes" if isinstance(labels, list) and labels else ""
+    return f"data: {train['num_samples']} training, {test['num_samples']} held-out samples{classes}; model: {model['type']}"
+
+
+def _print_dry_run(spec: RunSpec | ScriptSpec, request: str, origins: dict[str, str]) -> None:
+    click.echo("# the spec\n" + spec.model_dump_json(indent=2, by_alias=True))
+    if origins:
+        click.echo("\n# where its values come from; all others are defaults")
+        for key, origin in sorted(origins.items()):
+            click.echo(f"{key}: {origin}")
+    click.echo("\n# the request\n" + request, nl=False)

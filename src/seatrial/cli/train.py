@@ -1,0 +1,133 @@
+"""``seatrial train``: a recipe, or flags, or both."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from seatrial.errors import SpecError
+
+# flag -> the recipe's key. The names are those of the field's training scripts.
+_KEYS = {
+    "name": "name",
+    "task": "task",
+    "model": "model",
+    "data": "data.path",
+    "subset": "data.subset",
+    "text": "data.text",
+    "label": "data.label",
+    "max_length": "data.max_length",
+    "train_samples": "data.train_samples",
+    "eval_samples": "data.test_samples",
+    "epochs": "train.epochs",
+    "max_steps": "train.max_steps",
+    "learning_rate": "train.learning_rate",
+    "batch_size": "train.batch_size",
+    "grad_accumulation": "train.grad_accumulation",
+    "warmup": "train.warmup",
+    "weight_decay": "train.weight_decay",
+    "seed": "train.seed",
+    "precision": "train.precision",
+    "tf32": "train.tf32",
+    "platform": "resources.on",
+    "nodes": "resources.nodes",
+    "gpus": "resources.gpus_per_node",
+    "nproc": "resources.nproc",
+    "metric": "gates.compare.metric",
+    "require": "gates.compare.require",
+    "min_improvement": "gates.compare.min_improvement",
+    "confidence": "gates.compare.confidence",
+    "tags": "tags",
+}
+
+
+class _NumberOrAuto(click.ParamType):
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "auto" or isinstance(value, int):
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor 'auto'", param, ctx)
+
+
+@click.command(epilog="The words after the recipe set any of its keys: train.schedule=cosine data.max_length=64")
+@click.argument("words", nargs=-1, metavar="[RECIPE.yaml] [KEY=VALUE]...")
+@click.option("--name", help="Short name; the run's id starts with it.")
+@click.option("--task", type=click.Choice(["text-classification", "causal-lm"]), help="[text-classification]")
+@click.option("--model", help="Hub id or local directory.")
+@click.option("--data", help="Hub id, file, or directory with train.* and test.*.")
+@click.option("--subset", help="Configuration of a hub data set.")
+@click.option("--text", help="Column of the text.")
+@click.option("--label", help="Column of the label.")
+@click.option("--max-length", type=int, help="Longest text in tokens [128].")
+@click.option("--train-samples", type=int, help="At most so many training samples.")
+@click.option("--eval-samples", type=int, help="At most so many held-out samples.")
+@click.option("--epochs", type=float, help="Passes over the data [3].")
+@click.option("--max-steps", type=int, help="At most so many optimizer steps.")
+@click.option("--learning-rate", type=float, help="Highest learning rate [5e-5].")
+@click.option("--batch-size", type=int, help="Samples a rank in one forward pass [16].")
+@click.option("--grad-accumulation", type=int, help="Forward passes per optimizer step [1].")
+@click.option("--warmup", type=float, help="Part of the steps (<1) or steps (>=1) of warmup [0.06].")
+@click.option("--weight-decay", type=float, help="AdamW's weight decay [0.01].")
+@click.option("--seed", type=int, help="Seed of order, split, new weights, dropout [0].")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="[fp32]")
+@click.option("--tf32/--no-tf32", default=None, help="TF32 for fp32 matrix products.")
+@click.option("--on", "platform", type=click.Choice(["auto", "local"]), help="Platform [auto].")
+@click.option("--nodes", type=int, help="Machines [1].")
+@click.option("--gpus", type=_NumberOrAuto(), help="GPUs a node; 0 for CPU [auto].")
+@click.option("--nproc", type=_NumberOrAuto(), help="Ranks a node [auto: one a GPU, else 1].")
+@click.option("--metric", help="What the verdict rests on [accuracy; nll for causal-lm].")
+@click.option("--require", type=click.Choice(["better", "not worse"]), help="Exit with 1 unless it is so.")
+@click.option("--min-improvement", type=float, help="Smallest improvement, in the metric's unit.")
+@click.option("--confidence", type=float, help="Of intervals and verdict [0.95].")
+@click.option("--tags", help="Words to find the run by, separated by commas.")
+@click.option("--train-only", is_flag=True, help="Neither predict nor compare.")
+@click.option("--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs].")
+@click.option("--detach", "-d", is_flag=True, help="Start it and return; print its id.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, exactly; touch nothing.")
+def train(
+    words: tuple[str, ...], train_only: bool, runs_dir: Path | None, detach: bool, dry_run: bool, **flags: Any
+) -> int:
+    """Train a model, compare it with the original on held-out samples, and show it in one page."""
+    from seatrial.cli.start import start_training
+    from seatrial.spec import load as loading
+
+    recipe, overrides = _split(words)
+    given = {
+        _KEYS[name]: (f"--{name.replace('_', '-')}", value) for name, value in flags.items() if value is not None
+    }
+    if "tags" in given:
+        given["tags"] = ("--tags", [tag for tag in str(given["tags"][1]).split(",") if tag])
+    if recipe is None and "name" not in given:
+        given["name"] = ("(from model and data)", default_name(flags["model"], flags["data"]))
+    if recipe is None and not (flags["model"] and flags["data"]) and not overrides:
+        raise SpecError(
+            "nothing to train",
+            evidence="neither a recipe nor --model and --data were given",
+            remedy="seatrial train RECIPE.yaml    or    seatrial train --model DIRECTORY --data FILE.csv",
+        )
+    loaded = loading.load(recipe, flags=given, overrides=overrides)
+    return start_training(
+        loaded, argv=sys.argv, runs_dir=runs_dir, train_only=train_only, detach=detach, dry_run=dry_run
+    )
+
+
+def _split(words: tuple[str, ...]) -> tuple[Path | None, tuple[str, ...]]:
+    if words and "=" not in words[0]:
+        return Path(words[0]), words[1:]
+    return None, words
+
+
+def default_name(model: str | None, data: str | None) -> str:
+    """A run's name when nobody gave one: the last words of data and model."""
+    parts = [Path(word).stem for word in (data, model) if word]
+    name = "-".join("".join(c if c.isalnum() or c in "_." else "-" for c in part).strip("-.") for part in parts)
+    return name[:60].strip("-.") or "run"
+
+

@@ -1,0 +1,221 @@
+"""Models and tokenizers, from a local directory or the hub, for the tasks that there are."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+from transformers.utils import logging as transformers_logging
+
+from seatrial.errors import SpecError
+from seatrial.job.batches import IGNORE
+from seatrial.job.data import looks_local
+from seatrial.runs.commit import commit, is_committed, problems, start
+from seatrial.spec.run import Task
+
+_AUTO = {"text-classification": AutoModelForSequenceClassification, "causal-lm": AutoModelForCausalLM}
+_LIMIT_OF_A_TOKENIZER_WITHOUT_LIMIT = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model, its tokenizer, and what was found on the way."""
+
+    model: Any
+    tokenizer: Any
+    facts: dict[str, Any]
+
+    @property
+    def pad_id(self) -> int:
+        """Fills rows up; masked everywhere."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else 0)
+
+
+def quiet_libraries() -> None:
+    """Transformers' warnings repeat what the run records in its own words."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def check_model(name: str, max_length: int) -> dict[str, Any]:
+    """Looks at a model without loading its weights.
+
+    Raises:
+        SpecError: it isn't there, has no tokenizer or no safe weights, or takes shorter texts than `max_length`.
+    """
+    config = _from(name, AutoConfig, "configuration")
+    tokenizer = _tokenizer(name)
+    _check_weights(name)
+    limit = longest_text(config, tokenizer)
+    if limit is not None and max_length > limit:
+        raise SpecError(
+            f"the model takes at most {limit} tokens",
+            evidence=f"data.max_length is {max_length}; {name} has {limit} positions",
+            remedy=f"data.max_length={limit}",
+        )
+    return {"name": name, "type": config.model_type, "vocabulary": len(tokenizer), "longest_text": limit}
+
+
+def load_model(name: str, task: Task, labels: tuple[str, ...], *, new_head: bool = True) -> LoadedModel:
+    """A model with its weights, in fp32, on the CPU.
+
+    Args:
+        name: local directory or hub id.
+        task: chooses the head.
+        labels: class names of a classification, in the order of the outputs.
+        new_head: whether a head that the weights lack may be made new (from the seed). Not for a model of a run.
+
+    Raises:
+        SpecError: it can't be loaded, or its head has another shape.
+    """
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    if task == "text-classification":
+        options |= {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+        }
+    _check_weights(name)
+    try:
+        model, info = _AUTO[task].from_pretrained(name, **options)
+    except Exception as error:
+        raise _cannot_load(name, "weights", error) from error
+    missing = sorted(info["missing_keys"])
+    if missing and not new_head:
+        raise SpecError(f"the model {name} lacks weights", evidence=", ".join(missing[:8]))
+    tokenizer = _tokenizer(name)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    facts = {
+        "name": name,
+        "type": model.config.model_type,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "new_weights": missing,
+    }
+    return LoadedModel(model, tokenizer, facts)
+
+
+def load_committed(path: Path, task: Task, labels: tuple[str, ...]) -> LoadedModel:
+    """A model that a run saved; every file is hashed first.
+
+    Raises:
+        SpecError: never committed, or changed since.
+    """
+    wrong = problems(path)
+    if wrong:
+        raise SpecError(
+            f"the {path.name} model of this run can't be used",
+            evidence=f"{path}: {wrong[0]}",
+            remedy=f"seatrial runs resume {path.parent.parent.name}",
+        )
+    return load_model(str(path), task, labels, new_head=False)
+
+
+def save_model(path: Path, model: Any, tokenizer: Any, **facts: Any) -> dict[str, Any]:
+    """Writes a model directory aside and commits it; returns its marker. One rank calls this."""
+    if is_committed(path):
+        raise FileExistsError(path)
+    aside = start(path)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    return commit(aside, path, **facts)
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """The classes of a saved classification model, in the order of its outputs."""
+    id2label = AutoConfig.from_pretrained(path).id2label
+    return tuple(id2label[i] for i in sorted(id2label))
+
+
+def longest_text(config: Any, tokenizer: Any) -> int | None:
+    """Most tokens that the model takes, or None where it names no limit."""
+    limits = []
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        # Roberta-like models number positions from padding_idx + 1 on.
+        offset = 2 if config.model_type in {"roberta", "xlm-roberta", "camembert", "longformer"} else 0
+        limits.append(positions - offset)
+    if tokenizer.model_max_length < _LIMIT_OF_A_TOKENIZER_WITHOUT_LIMIT:
+        limits.append(tokenizer.model_max_length)
+    return min(limits) if limits else None
+
+
+def loss_and_hits(
+    model: Any, batch: dict[str, torch.Tensor], task: Task
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Forward pass.
+
+    Args:
+        batch: what `batches.collate` makes, on the model's device.
+
+    Returns:
+        The *sum* of the loss over samples (classification) or target tokens (causal LM), in nats; the number of
+        right predictions among them; and, for prediction files, class probabilities [batch, classes] or the sum of
+        the loss of each sample [batch]. All fp32 (the count int64), on the device.
+    """
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    labels = batch["labels"]
+    if task == "text-classification":
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        return loss, (logits.argmax(-1) == labels).sum(), logits.softmax(-1)
+    # Position t predicts token t + 1.
+    shifted = labels[:, 1:]
+    token_loss = F.cross_entropy(
+        logits[:, :-1].transpose(1, 2), shifted, reduction="none", ignore_index=IGNORE
+    )
+    hits = ((logits[:, :-1].argmax(-1) == shifted) & (shifted != IGNORE)).sum()
+    return token_loss.sum(), hits, token_loss.sum(1)
+
+
+def _tokenizer(name: str) -> Any:
+    return _from(name, AutoTokenizer, "tokenizer")
+
+
+def _from(name: str, kind: Any, what: str) -> Any:
+    path = Path(name).expanduser()
+    if looks_local(name) and not path.is_dir():
+        raise SpecError(
+            f"there is no model directory {name}",
+            evidence=f"{path.absolute()} is not a directory",
+            remedy="model=DIRECTORY with config.json, tokenizer and *.safetensors, or a hub id such as roberta-base",
+        )
+    try:
+        return kind.from_pretrained(name)
+    except Exception as error:
+        raise _cannot_load(name, what, error) from error
+
+
+def _check_weights(name: str) -> None:
+    path = Path(name)
+    if path.is_dir() and not list(path.glob("*.safetensors")):
+        pickled = sorted(p.name for p in path.glob("*.bin"))
+        raise SpecError(
+            f"the model directory {name} has no safetensors weights",
+            evidence=f"it has {', '.join(pickled)}: pickles, which can run code" if pickled else "no *.safetensors there",
+            remedy="save it again with model.save_pretrained(DIRECTORY)",
+        )
+
+
+def _cannot_load(name: str, what: str, error: Exception) -> SpecError:
+    remedy = f"does {name} hold a whole Transformers model (config.json, tokenizer, *.safetensors)?"
+    if not Path(name).is_dir():
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        remedy = f"pass a local path: --model DIRECTORY\n(or check the hub id, the network and HF_ENDPOINT{offline})"
+    return SpecError(
+        f"the {what} of the model {name!r} can't be loaded",
+        evidence=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        remedy=remedy,
+    )

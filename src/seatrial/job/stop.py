@@ -1,0 +1,59 @@
+"""Stopping together: a rank that leaves alone deadlocks its peers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from seatrial.job.world import World
+from seatrial.runs.paths import AttemptPaths
+
+
+class StopAgreement:
+    """Lets all ranks stop after the same step, without waiting for the device.
+
+    Each step, every rank reduces its flag (asked to stop or not) over a gloo group of its own, in the background,
+    and reads the result of the step before. So all see the same answer at the same step, one step late.
+    """
+
+    def __init__(self, world: World, attempt: AttemptPaths) -> None:
+        self._attempt = attempt
+        self._asked = False
+        self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
+        self._group = dist.new_group(backend="gloo") if world.world_size > 1 else None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, self._on_signal)
+
+    def agreed(self) -> bool:
+        """Call once a step on every rank; true on all of them at the same step, or on none."""
+        previous = self._read()
+        flag = torch.tensor([int(self._asked)], dtype=torch.int32)
+        work = None
+        if self._group is not None:
+            work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (work, flag)
+        return previous
+
+    def close(self) -> None:
+        """Waits for the last reduction, which no step will read."""
+        self._read()
+        self._pending = None
+
+    def _read(self) -> bool:
+        if self._pending is None:
+            return False
+        work, flag = self._pending
+        if work is not None:
+            work.wait()
+        return bool(flag.item())
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._attempt.stop_request.exists():
+            self._asked = True
+            return
+        # Nobody asked: torchrun ends the survivors of a rank that died. There is nothing left to agree with.
+        os._exit(128 + number)

@@ -1,0 +1,46 @@
+"""Looks at data and model before anything is written, by asking the job side in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from seatrial import command
+from seatrial.errors import PlatformError, from_dict
+from seatrial.runs.files import write_json
+from seatrial.spec.run import RunSpec
+
+_TIMEOUT_S = 1800
+"""A large data set is read once here; its Arrow cache serves the ranks."""
+
+
+def inspect(spec: RunSpec, runner: command.CommandRunner = command.run) -> dict[str, Any]:
+    """Facts of the data and the model that the spec names.
+
+    Raises:
+        SpecError: whatever is wrong with them.
+        PlatformError: this Python can't look, for want of the packages that training needs.
+    """
+    with tempfile.TemporaryDirectory(prefix="seatrial-") as directory:
+        path = Path(directory) / "spec.json"
+        write_json(path, spec.model_dump(mode="json", by_alias=True))
+        done = runner([sys.executable, "-m", "seatrial.job.inspect", str(path)], timeout_s=_TIMEOUT_S)
+    for line in reversed(done.stdout.splitlines()):
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(answer, dict) and "error" in answer:
+            raise from_dict(answer["error"])
+        if isinstance(answer, dict) and "facts" in answer:
+            return dict(answer["facts"])
+    last = done.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
+    missing = "ModuleNotFoundError" in last[0]
+    raise PlatformError(
+        "the data and the model could not be looked at",
+        evidence=last[0][:400],
+        remedy="pip install 'seatrial[train]'" if missing else "seatrial doctor",
+    )

@@ -1,0 +1,91 @@
+"""Spec + paths + machine = plan. Pure: the same input gives the same plan, and nothing is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from seatrial.backends.machine import Machine
+from seatrial.errors import SpecError
+from seatrial.runs.paths import RunPaths
+from seatrial.runs.plan import Device, LaunchPlan, Stage
+from seatrial.spec.run import ResourcesSpec, RunSpec, ScriptSpec
+
+
+def plan(
+    spec: RunSpec | ScriptSpec,
+    paths: RunPaths,
+    machine: Machine,
+    *,
+    attempt: int,
+    stages: tuple[Stage, ...],
+    python: str,
+    cwd: Path,
+) -> LaunchPlan:
+    """Decides device, ranks and threads.
+
+    Raises:
+        SpecError: the machine does not have what the spec asks for; nothing is done with less.
+    """
+    device, nproc = ranks(spec.resources, machine)
+    return LaunchPlan(
+        run_id=paths.run_id,
+        run_dir=paths.root,
+        attempt=attempt,
+        nodes=spec.resources.nodes,
+        nproc=nproc,
+        device=device,
+        threads=max(1, machine.cpus // nproc),
+        stages=stages,
+        python=python,
+        cwd=cwd,
+    )
+
+
+def stages_of(spec: RunSpec | ScriptSpec, paths: RunPaths, attempt: int, *, train_only: bool = False) -> tuple[Stage, ...]:
+    """What a run does: a script, or training and then predictions of both models in the same allocation."""
+    if isinstance(spec, ScriptSpec):
+        return (Stage(name="script", argv=spec.command, reports=False),)
+    stages = (Stage(name="train", argv=job_argv("train", paths, attempt)),)
+    return stages if train_only else (*stages, predict_stage(paths, attempt))
+
+
+def predict_stage(paths: RunPaths, attempt: int, *arguments: str) -> Stage:
+    """Predictions of the run's models."""
+    return Stage(name="predict", argv=(*job_argv("predict", paths, attempt), *arguments))
+
+
+def job_argv(module: str, paths: RunPaths, attempt: int) -> tuple[str, ...]:
+    """The interpreter's arguments for one of Seatrial's own programs."""
+    return ("-m", f"seatrial.job.{module}", str(paths.root), "--attempt", str(attempt))
+
+
+def ranks(resources: ResourcesSpec, machine: Machine) -> tuple[Device, int]:
+    """The device and the number of ranks on each node.
+
+    Raises:
+        SpecError: more GPUs than there are, fewer ranks than GPUs, or several nodes on one machine.
+    """
+    if resources.nodes != 1:
+        raise SpecError(
+            "the platform 'local' is one node",
+            evidence=f"resources.nodes is {resources.nodes}",
+            remedy="resources.nodes=1",
+        )
+    there = len(machine.gpus)
+    gpus = there if resources.gpus_per_node == "auto" else resources.gpus_per_node
+    if gpus > there:
+        raise SpecError(
+            f"{gpus} GPUs were asked for, {machine.hostname} has {there}",
+            evidence=machine.evidence,
+            remedy=f"resources.gpus_per_node={there}    (0 asks for CPU)",
+        )
+    if gpus == 0:
+        return "cpu", 1 if resources.nproc == "auto" else resources.nproc
+    nproc = gpus if resources.nproc == "auto" else resources.nproc
+    if nproc > gpus:
+        raise SpecError(
+            f"{nproc} ranks don't fit on {gpus} GPUs",
+            evidence=f"resources.nproc is {nproc}; a rank has a GPU of its own",
+            remedy=f"resources.nproc={gpus}    (or resources.gpus_per_node=0 for CPU ranks)",
+        )
+    return "cuda", nproc

@@ -1,0 +1,125 @@
+"""Every path of a run, in one place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+RUNS_DIR_VARIABLE = "SEATRIAL_RUNS_DIR"
+
+
+def runs_dir(chosen: Path | None = None) -> Path:
+    """Where runs live: what was asked for, else ``$SEATRIAL_RUNS_DIR``, else ``./runs``; absolute."""
+    return (chosen or Path(os.environ.get(RUNS_DIR_VARIABLE) or "runs")).absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptPaths:
+    """One submission or resumption of a run: ``attempt-<k>/``."""
+
+    root: Path
+
+    @property
+    def exit(self) -> Path:
+        """How it ended; written last, by the agent."""
+        return self.root / "exit.json"
+
+    @property
+    def facts(self) -> Path:
+        """What rank 0 found: environment, data, models."""
+        return self.root / "facts.json"
+
+    @property
+    def logs(self) -> Path:
+        """``agent.log`` and one ``rank_00000.log`` per rank."""
+        return self.root / "logs"
+
+    @property
+    def stop_request(self) -> Path:
+        """Exists once a person or the platform has asked the attempt to stop; says why."""
+        return self.root / "stop.json"
+
+    def rank_log(self, rank: int) -> Path:
+        """What one rank printed."""
+        return self.logs / f"rank_{rank:05d}.log"
+
+    def rank_events(self, rank: int) -> Path:
+        """What one rank reported: its start, its phases, its end."""
+        return self.root / "events" / f"rank_{rank:05d}.jsonl"
+
+    def rank_failure(self, rank: int) -> Path:
+        """Why one rank stopped, in three parts."""
+        return self.root / "failures" / f"rank_{rank:05d}.json"
+
+    def launcher_failures(self, node_rank: int) -> Path:
+        """What torchrun saw of its children: exit codes and signals."""
+        return self.root / "failures" / f"node_{node_rank:05d}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """The files of one run directory; see docs/run-directory.md."""
+
+    root: Path
+
+    @property
+    def run_id(self) -> str:
+        """The directory's name is the run's id."""
+        return self.root.name
+
+    @property
+    def manifest(self) -> Path:
+        """What was asked, done and found."""
+        return self.root / "manifest.json"
+
+    @property
+    def spec(self) -> Path:
+        """The validated, resolved recipe."""
+        return self.root / "spec.json"
+
+    @property
+    def evidence(self) -> Path:
+        """Verdicts, one a line."""
+        return self.root / "evidence.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """Loss, learning rate and throughput over steps, one row a line, written by rank 0."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """``step_000500/`` each."""
+        return self.root / "checkpoints"
+
+    @property
+    def comparison(self) -> Path:
+        """The original against the trained model."""
+        return self.root / "comparison.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the agent while an attempt runs."""
+        return self.root / ".lock"
+
+    def model(self, name: str) -> Path:
+        """``models/original`` or ``models/trained``."""
+        return self.root / "models" / name
+
+    def predictions(self, name: str) -> Path:
+        """One row a sample."""
+        return self.root / "predictions" / f"{name}.parquet"
+
+    def request(self, kind: str) -> Path:
+        """The native text that was submitted: ``sh``, ``yaml`` or ``json``."""
+        return self.root / f"request.{kind}"
+
+    def attempt(self, index: int) -> AttemptPaths:
+        """``attempt-<index>/``."""
+        return AttemptPaths(self.root / f"attempt-{index}")

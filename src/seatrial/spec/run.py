@@ -1,0 +1,179 @@
+"""The recipe of a run. Each field's docstring is its help; every name here is the name in YAML and in flags."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Task = Literal["text-classification", "causal-lm"]
+
+
+class _Section(BaseModel):
+    # Strict: "16" is not a number and 1 is not true. YAML 1.2 already gives each value its type.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class DataSpec(_Section):
+    """Where the samples come from."""
+
+    path: str
+    """Hub id, a file (csv, tsv, jsonl, json, parquet, arrow, txt), or a directory with train.* and test.*."""
+    subset: str | None = None
+    """Configuration of a hub data set, such as sst2 of glue."""
+    text: str | None = None
+    """Column of the text; found by name when it is plain (text, sentence, content, …)."""
+    label: str | None = None
+    """Column of the label; found by name when it is plain (label, labels, class, …)."""
+    id: str | None = None
+    """Column that identifies a sample; without it, the split and the row number do."""
+    train: str | None = None
+    """Name of the split to train on [default: train]."""
+    test: str | None = None
+    """Name of the held-out split [default: test, else validation]."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Part of the samples held out when the data has one split only; drawn by train.seed."""
+    max_length: Annotated[int, Field(ge=2)] = 128
+    """Longest text in tokens; longer ones are cut, and counted."""
+    train_samples: Annotated[int, Field(ge=1)] | None = None
+    """At most so many training samples, drawn by train.seed."""
+    test_samples: Annotated[int, Field(ge=1)] | None = None
+    """At most so many held-out samples, drawn by train.seed."""
+
+
+class TrainSpec(_Section):
+    """How to train. The global batch is batch_size × grad_accumulation × ranks."""
+
+    epochs: Annotated[float, Field(gt=0)] = 3
+    """Passes over the training samples."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many optimizer steps, whatever epochs says."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """Highest learning rate, reached after the warmup."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Samples a rank in one forward pass."""
+    grad_accumulation: Annotated[int, Field(ge=1)] = 1
+    """Forward passes per optimizer step."""
+    warmup: Annotated[float, Field(ge=0)] = 0.06
+    """Steps of linear warmup: a part of all steps below 1, a number of steps from 1 on."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warmup."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's decoupled weight decay, on matrices only."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; null for none."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the order, the split, the new weights and the dropout."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward pass; weights stay fp32."""
+    tf32: bool = False
+    """Let fp32 matrix products use TF32 where the GPU has it."""
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = 500
+    """Steps between checkpoints; null for none but the last model."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """How many checkpoints stay on disk."""
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between evaluations on the held-out samples; null for the end of each epoch."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between rows of metrics.jsonl; the loss leaves the device only then."""
+
+
+class ResourcesSpec(_Section):
+    """What to run on."""
+
+    on: Literal["auto", "local"] = "auto"
+    """Platform; auto detects it and says why."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Machines."""
+    gpus_per_node: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs of each machine; auto takes all that are visible, 0 asks for CPU."""
+    nproc: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Ranks on each machine; auto is one a GPU, or one on a machine without GPUs."""
+
+
+class CompareGate(_Section):
+    """What the comparison must show."""
+
+    metric: str | None = None
+    """accuracy, macro_f1, log_loss or calibration_error; nll or perplexity for causal-lm."""
+    require: Literal["better", "not worse"] | None = None
+    """The verdict without which the run fails (exit code 1)."""
+    min_improvement: Annotated[float, Field(ge=0)] = 0.0
+    """Smallest improvement, in the metric's own unit (0.02 is two points of accuracy)."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Of the intervals and of the verdict."""
+
+
+class GatesSpec(_Section):
+    """What must be shown before the run counts as passed."""
+
+    compare: CompareGate = CompareGate()
+
+
+def _clean_name(name: str) -> str:
+    if not name or len(name) > 60 or not all(c.isalnum() or c in "-_." for c in name) or name[0] in "-.":
+        raise ValueError("a name has 1 to 60 letters, digits, '-', '_' or '.', and starts with neither - nor .")
+    return name
+
+
+class RunSpec(_Section):
+    """A training run: what is trained, on what, where, and what it must show."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    name: str
+    """Short name; the run's id starts with it."""
+    task: Task = "text-classification"
+    """text-classification or causal-lm."""
+    model: str
+    """Hub id or local directory of a Transformers model."""
+    data: DataSpec
+    train: TrainSpec = TrainSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    gates: GatesSpec = GatesSpec()
+    tags: tuple[str, ...] = ()
+    """Words to find the run by."""
+
+    model_config = ConfigDict(populate_by_name=True, strict=True)
+    _name_is_clean = field_validator("name")(_clean_name)
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _tags_from_list(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _metric_fits_task(self) -> RunSpec:
+        metric = self.gates.compare.metric
+        known = METRICS[self.task]
+        if metric is not None and metric not in known:
+            raise ValueError(f"gates.compare.metric {metric!r} does not exist for {self.task}: {', '.join(known)}")
+        return self
+
+
+class ScriptSpec(_Section):
+    """A run of somebody's own torchrun-compatible script: launched and recorded, not looked into."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    name: str
+    task: Literal["script"] = "script"
+    command: tuple[str, ...]
+    """The script and its arguments."""
+    cwd: str
+    """Directory that the script is started in."""
+    resources: ResourcesSpec = ResourcesSpec()
+    tags: tuple[str, ...] = ()
+
+    model_config = ConfigDict(populate_by_name=True, strict=True)
+    _name_is_clean = field_validator("name")(_clean_name)
+
+    @field_validator("tags", "command", mode="before")
+    @classmethod
+    def _tuple_from_list(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "text-classification": ("accuracy", "macro_f1", "log_loss", "calibration_error"),
+    "causal-lm": ("nll", "perplexity"),
+}
+"""What the comparison measures, by task; the first is what the verdict rests on unless told otherwise."""
