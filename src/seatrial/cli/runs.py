@@ -156,6 +156,7 @@ def resume(run: str, runs_dir: Path | None) -> int:
     from seatrial.launch import launcher
     from seatrial.launch.plan import stages_of
     from seatrial.runs import lock
+    from seatrial.runs.state import RunState
     from seatrial.spec.load import read_spec
 
     paths = _find(run, runs_dir)
@@ -166,6 +167,12 @@ def resume(run: str, runs_dir: Path | None) -> int:
             f"the run {manifest.run_id} is {manifest.state}",
             evidence=f"attempt {manifest.attempt.index}: {manifest.attempt.handle}",
             remedy=f"seatrial runs cancel {manifest.run_id}",
+        )
+    if manifest.state is RunState.COMPLETED:
+        raise SpecError(
+            f"the run {manifest.run_id} is completed: there is nothing to resume",
+            evidence=f"{manifest.attempt.ended}, exit code {manifest.attempt.exit_code}",
+            remedy=f"seatrial runs show {manifest.run_id}",
         )
     spec = read_spec(paths.spec)
     attempt = len(manifest.attempts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from seatrial.launch import launcher
 from seatrial.launch.inspect import inspect
 from seatrial.launch.plan import plan, stages_of
 from seatrial.runs.paths import RunPaths, runs_dir as default_runs_dir
-from seatrial.runs.plan import Stage
+from seatrial.runs.plan import LaunchPlan, Stage
 from seatrial.spec.load import LoadedSpec
 from seatrial.spec.run import RunSpec, ScriptSpec
 
@@ -58,7 +59,7 @@ def start_new(
         found = inspect(spec)
         say(_found(found))
     if dry_run:
-        _print_dry_run(spec, backend.render(planned).text, origins or {})
+        _print_dry_run(spec, planned, backend.render(planned).text, origins or {})
         return 0
     launcher.create(paths, spec, argv)
     say(f"run {paths.run_id} on {backend.name}: {planned.nproc} ranks on {planned.device.upper()} ({here.evidence})")
@@ -95,8 +96,11 @@ def _found(facts: dict[str, dict[str, object]]) -> str:
     return f"data: {train['num_samples']} training, {test['num_samples']} held-out samples{classes}; model: {model['type']}"
 
 
-def _print_dry_run(spec: RunSpec | ScriptSpec, request: str, origins: dict[str, str]) -> None:
+def _print_dry_run(
+    spec: RunSpec | ScriptSpec, planned: LaunchPlan, request: str, origins: dict[str, str]
+) -> None:
     click.echo("# the spec\n" + spec.model_dump_json(indent=2, by_alias=True))
+    click.echo("\n# the plan\n" + json.dumps(planned.to_dict(), indent=2))
     if origins:
         click.echo("\n# where its values come from; all others are defaults")
         for key, origin in sorted(origins.items()):

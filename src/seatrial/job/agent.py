@@ -117,7 +117,9 @@ class Agent:
                 end_descendants(grace_s=0.5)
 
     def _write_exit(self, failure: dict[str, Any] | None) -> ExitCode:
-        if self.stop_signal is not None:
+        # Ranks that were asked to stop end with codes and signals of their own; only what one of them tells
+        # (a checkpoint that could not be saved) makes it a failure.
+        if self.stop_signal is not None and not (failure or {}).get("told"):
             by_user = self.stop_signal == signal.SIGINT
             outcome = "interrupted" if by_user else "preempted"
             code = ExitCode.INTERRUPTED if by_user else ExitCode.PREEMPTED

@@ -13,7 +13,7 @@ from seatrial.runs.paths import AttemptPaths
 from seatrial.runs.plan import Stage
 
 _LAST_LINES = 20
-_STOPPED = 75
+_ENDED_BY_OTHERS = {75, -signal.SIGTERM, 128 + signal.SIGTERM}
 
 
 def first_failure(attempt: AttemptPaths, stage: str, returncode: int) -> dict[str, Any]:
@@ -23,9 +23,11 @@ def first_failure(attempt: AttemptPaths, stage: str, returncode: int) -> dict[st
     when there is no other.
 
     Returns:
-        ``{"exit_code", "what", "evidence", "remedy", "rank", "last_lines"}``; rank is None when no rank is known.
+        ``{"exit_code", "what", "evidence", "remedy", "rank", "last_lines", "told"}``; rank is None when no rank is
+        known, ``told`` whether the rank itself gave the reason.
     """
-    found = _told_by_ranks(attempt, stage) + _seen_by_torchrun(attempt)
+    told = _told_by_ranks(attempt, stage)
+    found = told + _seen_by_torchrun(attempt)
     if not found:
         log = attempt.logs / "torchrun.log"
         return {
@@ -45,6 +47,7 @@ def first_failure(attempt: AttemptPaths, stage: str, returncode: int) -> dict[st
         "remedy": first["remedy"],
         "rank": rank,
         "last_lines": tail(attempt.rank_log(rank)),
+        "told": first in told and not first["secondary"],
     }
 
 
@@ -110,8 +113,9 @@ def _seen_by_torchrun(attempt: AttemptPaths) -> list[dict[str, Any]]:
                     "remedy": "out of memory? dmesg | tail" if code == -signal.SIGKILL else "",
                     "rank": rank,
                     "time": failure["time"],
-                    # What the rank itself wrote says more than its exit code.
-                    "secondary": attempt.rank_failure(rank).exists() or code == _STOPPED,
+                    # What the rank itself wrote says more than its exit code, and the death of one rank makes
+                    # torchrun end the others.
+                    "secondary": attempt.rank_failure(rank).exists() or code in _ENDED_BY_OTHERS,
                 }
             )
     return rows

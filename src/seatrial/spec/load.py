@@ -56,8 +56,18 @@ def load(
         origins[key] = word
     if "name" not in values and recipe is not None:
         values["name"] = recipe.stem
+    _make_absolute(values)
     source = str(recipe) if recipe is not None else "the command line"
     return LoadedSpec(_validate(RunSpec, values, source), origins)
+
+
+def _make_absolute(values: dict[str, Any]) -> None:
+    """Local paths, as seen from where the command was typed, hold wherever the run goes on."""
+    data = values.get("data")
+    for section, key in ((values, "model"), (data if isinstance(data, dict) else {}, "path")):
+        value = section.get(key)
+        if isinstance(value, str) and Path(value).expanduser().exists():
+            section[key] = str(Path(value).expanduser().absolute())
 
 
 def read_spec(path: Path) -> RunSpec | ScriptSpec:

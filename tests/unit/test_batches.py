@@ -1,0 +1,97 @@
+"""Every sample once an epoch, none twice, whatever the number of ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("torch", reason="the job side needs the extra 'train'")
+
+from seatrial.job.batches import IGNORE, BatchPlan, Tokens, collate, tokenize
+from seatrial.job.data import Samples
+
+plans = st.builds(
+    BatchPlan,
+    num_samples=st.integers(1, 200),
+    batch_size=st.integers(1, 9),
+    grad_accumulation=st.integers(1, 4),
+    world_size=st.integers(1, 8),
+    seed=st.integers(0, 5),
+)
+
+
+@given(plans, st.integers(0, 3))
+def test_an_epoch_holds_each_sample_once(plan: BatchPlan, epoch: int) -> None:
+    seen = []
+    for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+        for rank in range(plan.world_size):
+            micro = plan.micro_batches(plan.indices(step), rank)
+            assert len(micro) <= plan.grad_accumulation
+            assert all(1 <= len(part) <= plan.batch_size for part in micro)
+            seen += [int(i) for part in micro for i in part]
+    assert sorted(seen) == list(range(plan.num_samples))
+
+
+@given(plans, st.integers(0, 30))
+def test_the_global_batch_does_not_depend_on_the_number_of_ranks(plan: BatchPlan, step: int) -> None:
+    """16 × 2 ranks and 32 × 1 rank take the same steps."""
+    merged = BatchPlan(plan.num_samples, plan.global_batch, 1, 1, plan.seed)
+    assert merged.steps_per_epoch == plan.steps_per_epoch
+    assert (merged.indices(step) == plan.indices(step)).all()
+
+
+def test_epochs_differ_and_seeds_differ() -> None:
+    plan, other = BatchPlan(100, 10, 1, 1, 0), BatchPlan(100, 10, 1, 1, 1)
+    assert not (plan.order(0) == plan.order(1)).all()
+    assert not (plan.order(0) == other.order(0)).all()
+    assert (plan.order(0) == BatchPlan(100, 5, 1, 2, 0).order(0)).all()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "steps"), [(1, None, 7), (2, None, 14), (0.5, None, 4), (3, 5, 5), (0.01, None, 1)]
+)
+def test_number_of_steps(epochs: float, max_steps: int | None, steps: int) -> None:
+    assert BatchPlan(100, 16, 1, 1, 0).num_steps(epochs, max_steps) == steps
+
+
+def tokens(*rows: list[int], labels: list[int] | None = None) -> Tokens:
+    offsets = np.cumsum([0, *map(len, rows)])
+    return Tokens(np.concatenate(rows).astype(np.int32), offsets, np.asarray(labels or [], np.int64), 0)
+
+
+def test_collate_pads_to_the_longest_of_the_batch() -> None:
+    batch = collate(tokens([1, 2, 3], [4], [5, 6], labels=[0, 1, 1]), [2, 1], pad_id=9)
+    assert batch["input_ids"].tolist() == [[5, 6], [4, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert batch["labels"].tolist() == [1, 1]
+
+
+def test_language_labels_ignore_the_padding() -> None:
+    """The padding may be a real token (GPT-2 pads with its end token): the mask decides, not the id."""
+    batch = collate(tokens([9, 2, 9], [4]), [0, 1], pad_id=9)
+    assert batch["labels"].tolist() == [[9, 2, 9], [4, IGNORE, IGNORE]]
+
+
+def test_weights_count_samples_or_predicted_tokens() -> None:
+    assert tokens([1, 2, 3], [4], labels=[0, 1]).targets.tolist() == [1, 1]
+    assert tokens([1, 2, 3], [4]).targets.tolist() == [2, 0]
+
+
+class WordTokenizer:
+    """One token a word between a start and an end token, cut in front of the end token as real ones do."""
+
+    def __call__(self, texts: list[str], truncation: bool, max_length: int | None = None, **_: object) -> dict[str, list[list[int]]]:
+        rows = [[1, *(len(word) + 2 for word in text.split()), 2] for text in texts]
+        if truncation and max_length is not None:
+            rows = [row if len(row) <= max_length else [*row[: max_length - 1], 2] for row in rows]
+        return {"input_ids": rows}
+
+
+def test_long_texts_are_cut_by_the_tokenizer_and_counted() -> None:
+    samples = Samples("train", ["a", "b"], ["one two three four", "six"], np.asarray([0, 1]))
+    found = tokenize(samples, WordTokenizer(), max_length=4, block=1)
+    assert found.num_cut == 1
+    assert found.lengths.tolist() == [4, 3]
+    assert found.ids[:4].tolist() == [1, 5, 5, 2]

@@ -1,0 +1,136 @@
+"""Which rank began? Told from the traces that a failed attempt leaves."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from seatrial.job.verdict import first_failure, missing_finishes
+from seatrial.runs.files import append_json_line, write_json
+from seatrial.runs.paths import AttemptPaths
+from seatrial.runs.plan import Stage
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> AttemptPaths:
+    paths = AttemptPaths(tmp_path)
+    (tmp_path / "failures").mkdir()
+    paths.logs.mkdir()
+    for rank in range(2):
+        paths.rank_log(rank).write_text(f"line of {rank}\n" * 50)
+    return paths
+
+
+def told(attempt: AttemptPaths, rank: int, time: float, *, secondary: bool = False, code: int = 4) -> None:
+    write_json(
+        attempt.rank_failure(rank),
+        {"exit_code": code, "what": f"rank {rank} says", "evidence": "e", "remedy": "r", "rank": rank, "time": time,
+         "stage": "train", "secondary": secondary},
+    )  # fmt: skip
+
+
+def seen(attempt: AttemptPaths, **codes: int) -> None:
+    rows = [{"rank": int(k[1:]), "pid": 1, "exitcode": v, "time": 50.0} for k, v in codes.items()]
+    write_json(attempt.launcher_failures(0), {"schema": 1, "failures": rows})
+
+
+def test_a_killed_rank_comes_before_the_peer_that_lost_it(attempt: AttemptPaths) -> None:
+    """The survivor notices first (its socket closes), torchrun's poll comes later."""
+    told(attempt, 0, 49.9, secondary=True)
+    seen(attempt, r0=1, r1=-9)
+    failure = first_failure(attempt, "train", 1)
+    assert (failure["rank"], failure["what"]) == (1, "rank 1 was killed by SIGKILL")
+    assert failure["last_lines"] == ["line of 1"] * 20
+
+
+def test_a_rank_ended_by_torchrun_is_not_the_cause(attempt: AttemptPaths) -> None:
+    seen(attempt, r0=143, r1=-11)
+    assert first_failure(attempt, "train", 1)["what"] == "rank 1 was killed by SIGSEGV"
+
+
+def test_what_a_rank_says_itself_beats_its_exit_code(attempt: AttemptPaths) -> None:
+    told(attempt, 1, 40.0, code=1)
+    told(attempt, 0, 41.0)
+    seen(attempt, r0=4, r1=1)
+    failure = first_failure(attempt, "train", 1)
+    assert (failure["rank"], failure["exit_code"], failure["told"]) == (1, 1, True)
+
+
+def test_an_earlier_stage_is_not_blamed(attempt: AttemptPaths) -> None:
+    told(attempt, 0, 1.0)
+    seen(attempt, r1=3)
+    assert first_failure(attempt, "predict", 1)["what"] == "rank 1 ended with exit code 3"
+
+
+def test_no_trace_at_all_is_said(attempt: AttemptPaths) -> None:
+    (attempt.logs / "torchrun.log").write_text("ImportError: no torch\n")
+    failure = first_failure(attempt, "train", -9)
+    assert "SIGKILL and no rank said why" in failure["what"]
+    assert failure["last_lines"] == ["ImportError: no torch"]
+
+
+def test_a_stage_that_a_rank_never_finished_did_not_end_well(attempt: AttemptPaths) -> None:
+    stage = Stage(name="train", argv=())
+    attempt.rank_events(0).parent.mkdir()
+    append_json_line(attempt.rank_events(0), {"event": "finished", "stage": "train"})
+    failure = missing_finishes(attempt, stage, 2)
+    assert failure is not None and "ranks [1] did not finish" in failure["what"]
+    append_json_line(attempt.rank_events(1), {"event": "finished", "stage": "train"})
+    assert missing_finishes(attempt, stage, 2) is None
+    assert missing_finishes(attempt, Stage(name="script", argv=(), reports=False), 9) is None
+
+
+class TestExplain:
+    @pytest.fixture(autouse=True)
+    def _torch(self) -> None:
+        pytest.importorskip("torch", reason="the job side needs the extra 'train'")
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …",
+            "[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 549755813888 bytes. Error code 12 (Cannot allocate memory)",
+        ],
+    )
+    def test_out_of_memory_has_a_remedy(self, message: str) -> None:
+        from seatrial.job.reporter import explain
+
+        error = explain(RuntimeError(message))
+        assert "does not fit into memory" in error.what
+        assert "grad_accumulation" in error.remedy
+        assert error.exit_code == 2
+
+    def test_a_full_disk_is_the_platforms_failure(self) -> None:
+        from seatrial.job.reporter import explain
+
+        error = explain(OSError(errno.ENOSPC, "No space left on device", "/x/model.safetensors"))
+        assert error.exit_code == 4
+        assert "/x/model.safetensors" in error.evidence
+
+    def test_anything_else_names_its_line(self) -> None:
+        from seatrial.job.reporter import explain
+
+        try:
+            raise KeyError("input_ids")
+        except KeyError as caught:
+            error = explain(caught)
+        assert "KeyError at test_job_verdict.py:" in error.what
+
+
+class TestFaults:
+    def test_faults_are_parsed_and_wait_for_their_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("torch", reason="the job side needs the extra 'train'")
+        from seatrial.errors import SpecError
+        from seatrial.job import faults
+
+        monkeypatch.setenv(faults.VARIABLE, "nan:step=3; kill:rank=1,step=40,attempt=1")
+        assert faults.Faults(0, 0).is_due("nan", 3)
+        assert not faults.Faults(0, 0).is_due("nan", 4)
+        assert not faults.Faults(1, 0).is_due("kill", 40)
+        assert faults.Faults(1, 1).is_due("kill", 40)
+        for wrong in ("kill", "explode:step=1", "kill:step=x", "kill:rank=1", "kill:when=3,step=1"):
+            with pytest.raises(SpecError):
+                faults.parse(wrong)
