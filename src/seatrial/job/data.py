@@ -175,6 +175,8 @@ def _open_file(path: Path) -> datasets.Dataset:
         loaded = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
     except Exception as error:
         cause = error.__cause__ or error
+        if "no data" in str(cause):  # a header without rows
+            raise _no_rows(path) from error
         raise SpecError(
             f"the data file {path} can't be read as {builder}",
             evidence=f"{type(cause).__name__}: {str(cause).splitlines()[0][:300]}" if str(cause) else repr(cause),
@@ -182,8 +184,12 @@ def _open_file(path: Path) -> datasets.Dataset:
     if builder == "text":
         loaded = loaded.filter(lambda row: bool(row["text"].strip()))
     if len(loaded) == 0:
-        raise SpecError(f"the data file {path} has no rows", evidence=f"{path.stat().st_size} bytes, 0 samples")
+        raise _no_rows(path)
     return loaded
+
+
+def _no_rows(path: Path) -> SpecError:
+    return SpecError(f"the data file {path} has no rows", evidence=f"{path.stat().st_size} bytes, 0 samples")
 
 
 def _open_hub(spec: DataSpec) -> dict[str, datasets.Dataset]:

@@ -1,0 +1,188 @@
+"""What happens when things break: nothing is lost, nothing is left behind, the reason is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from seatrial.runs import commit
+from seatrial.runs.evidence import read_evidence
+from seatrial.runs.files import read_json_lines
+from seatrial.runs.paths import RunPaths
+
+from .conftest import Seatrial, rank_processes
+from .test_main_job import losses, wait_for
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, reviews: Path, dropout_encoder: Path
+) -> tuple[list[str], str | None]:
+    """The words that start a run with dropout on two ranks, and the weights that it ends with."""
+    seatrial = Seatrial(tmp_path_factory.mktemp("undisturbed"))
+    words = [
+        "train", "--model", str(dropout_encoder), "--data", str(reviews), "--nproc", "2", "--batch-size", "8",
+        "--max-steps", "45", "--learning-rate", "2e-3", "--max-length", "32", "--train-only",
+        "train.checkpoint_every=10", "train.eval_every=15",
+    ]  # fmt: skip
+    done = seatrial(*words)
+    assert done.code == 0, done.stderr
+    return words, commit.weights_sha256(done.run.model("trained"))
+
+
+class TestKillAndResume:
+    @pytest.mark.parametrize(("rank", "step"), [(0, 1), (1, 17), (0, 31), (1, 45)])
+    def test_a_killed_rank_costs_nothing_but_time(
+        self, seatrial: Seatrial, undisturbed: tuple[list[str], str], rank: int, step: int
+    ) -> None:
+        """The resumed run ends with the weights of the undisturbed one, bit for bit."""
+        words, expected = undisturbed
+        started = time.monotonic()
+        killed = seatrial(*words, fault=f"kill:rank={rank},step={step}")
+        assert killed.code == 4
+        assert f"rank {rank} was killed by SIGKILL" in killed.stderr
+        assert f"first failing rank: {rank}" in killed.stderr
+        assert time.monotonic() - started < 60
+        assert rank_processes(killed.run.root) == []
+        assert killed.manifest.state == "failed"
+
+        resumed = seatrial("runs", "resume", "last")
+        assert resumed.code == 0, resumed.stderr
+        assert commit.weights_sha256(resumed.run.model("trained")) == expected
+        assert [record.outcome for record in resumed.manifest.attempts] == ["failed", "completed"]
+        event = next(e for e in read_json_lines(resumed.run.attempt(1).rank_events(0)) if e["event"] == "training")
+        assert event["from_step"] == (step - 1) // 10 * 10
+
+    def test_a_damaged_checkpoint_is_passed_over(self, seatrial: Seatrial, undisturbed: tuple[list[str], str]) -> None:
+        words, expected = undisturbed
+        killed = seatrial(*words, fault="kill:rank=0,step=35")
+        newest = killed.run.checkpoints / "step_000030" / "model.safetensors"
+        data = bytearray(newest.read_bytes())
+        data[len(data) // 2] ^= 1  # one flipped bit
+        newest.write_bytes(data)
+        resumed = seatrial("runs", "resume", "last")
+        assert resumed.code == 0, resumed.stderr
+        assert "the checkpoint of step 30 is damaged" in resumed.stderr
+        assert "checkpoint_step_000030" in {e.check for e in read_evidence(resumed.run.evidence)}
+        assert commit.weights_sha256(resumed.run.model("trained")) == expected
+
+    def test_a_killed_agent_leaves_no_orphan_and_is_lost_not_forgotten(
+        self, seatrial: Seatrial, undisturbed: tuple[list[str], str]
+    ) -> None:
+        words, expected = undisturbed
+        started = seatrial(*words, "--detach", "train.log_every=1", fault="freeze:rank=0,step=25")
+        wait_for(lambda: len(losses(started.run)) >= 24)
+        agent = int(started.manifest.attempt.handle.split("//")[1].split(":")[0])  # type: ignore[union-attr]
+        ranks = psutil.Process(agent).children(recursive=True)
+        assert len(ranks) >= 3  # torchrun and two ranks
+        os.kill(agent, signal.SIGKILL)
+        _, alive = psutil.wait_procs(ranks, timeout=10)
+        assert alive == []
+        assert "is gone, and left no exit.json" in seatrial("runs", "show", "last").stdout
+        resumed = seatrial("runs", "resume", "last")
+        assert resumed.code == 0, resumed.stderr
+        assert commit.weights_sha256(resumed.run.model("trained")) == expected
+
+
+class TestInterrupt:
+    def test_ctrl_c_saves_and_the_run_can_go_on(self, seatrial: Seatrial, undisturbed: tuple[list[str], str]) -> None:
+        words, expected = undisturbed
+        # Slow enough to be caught in the middle: every step is logged, and the tenth waits for the signal.
+        process = seatrial.start(*words, "train.log_every=1", "train.max_steps=4000")
+        wait_for(lambda: seatrial.runs_dir.exists() and any(seatrial.runs_dir.glob("*/metrics.jsonl")))
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130, stderr
+        assert "saving a checkpoint first" in stderr and "seatrial runs resume" in stderr
+        run = RunPaths(next(seatrial.runs_dir.iterdir()))
+        stopped = [e["step"] for e in read_json_lines(run.attempt(0).rank_events(0)) if e["event"] == "checkpoint"]
+        assert commit.is_committed(run.checkpoints / f"step_{stopped[-1]:06d}")
+        assert rank_processes(run.root) == []
+
+    def test_ctrl_c_twice_kills_at_once(self, seatrial: Seatrial, undisturbed: tuple[list[str], str]) -> None:
+        process = seatrial.start(*undisturbed[0], fault="freeze:step=3")
+        wait_for(lambda: seatrial.runs_dir.exists() and any(seatrial.runs_dir.glob("*/metrics.jsonl")))
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+        assert process.returncode == 130, stderr
+        assert rank_processes(next(seatrial.runs_dir.iterdir())) == []
+
+    def test_a_platforms_term_is_a_preemption(self, seatrial: Seatrial, undisturbed: tuple[list[str], str]) -> None:
+        started = seatrial(*undisturbed[0], "--detach", "train.max_steps=4000", "train.log_every=1")
+        wait_for(lambda: losses(started.run))
+        agent = int(started.manifest.attempt.handle.split("//")[1].split(":")[0])  # type: ignore[union-attr]
+        os.kill(agent, signal.SIGTERM)
+        wait_for(lambda: started.run.attempt(0).exit.exists())
+        assert "preempted, exit code 75" in seatrial("runs", "show", "last").stdout
+
+
+class TestFailures:
+    def test_a_loss_that_is_not_finite_stops_the_run(self, seatrial: Seatrial, recipe: Callable[..., str]) -> None:
+        done = seatrial("train", recipe(), fault="nan:rank=1,step=28")
+        assert done.code == 1
+        assert "the loss is not finite at step 28" in done.stderr
+        assert "last good checkpoint: step 20" in done.stderr
+        assert sorted(p.name for p in done.run.checkpoints.iterdir()) == ["step_000010", "step_000020"]
+        assert done.run.report.exists()
+
+    def test_an_exploding_learning_rate_is_caught_for_real(self, seatrial: Seatrial, recipe: Callable[..., str]) -> None:
+        done = seatrial("train", recipe(learning_rate=1e38, clip_norm=None, weight_decay=0.0))
+        assert done.code == 1
+        assert "the loss is not finite at step" in done.stderr
+
+    def test_an_exception_names_rank_and_line(self, seatrial: Seatrial, recipe: Callable[..., str]) -> None:
+        done = seatrial("train", recipe(), fault="raise:rank=1,step=4")
+        assert done.code == 4
+        assert "RuntimeError at faults.py" in done.stderr and "first failing rank: 1" in done.stderr
+        assert rank_processes(done.run.root) == []
+
+    def test_out_of_memory_says_what_would_fit(self, seatrial: Seatrial, recipe: Callable[..., str]) -> None:
+        done = seatrial("train", recipe(), fault="oom:step=2")
+        assert done.code == 2
+        assert "does not fit into memory" in done.stderr and "grad_accumulation" in done.stderr
+
+    def test_a_full_disk_leaves_the_earlier_checkpoint(self, seatrial: Seatrial, recipe: Callable[..., str]) -> None:
+        done = seatrial("train", recipe(), fault="disk_full:step=20")
+        assert done.code == 4
+        assert "the disk is full" in done.stderr
+        assert [p.name for p in done.run.checkpoints.iterdir()] == ["step_000010"]
+        assert commit.problems(done.run.checkpoints / "step_000010") == []
+        assert seatrial("runs", "resume", "last").code == 0
+
+    def test_training_that_changes_nothing_fails(self, seatrial: Seatrial, recipe: Callable[..., str]) -> None:
+        done = seatrial("train", recipe(learning_rate=1e-300, weight_decay=0.0, max_steps=3))
+        assert done.code == 1
+        assert "training changed nothing" in done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB, for real."""
+    path = tmp_path / "small"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.decode().strip()}")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_disk_that_is_really_full(seatrial: Seatrial, recipe: Callable[..., str], small_disk: Path) -> None:
+    name = recipe(keep_checkpoints=1000, checkpoint_every=2)
+    code = seatrial("train", name, "--runs-dir", str(small_disk))
+    assert code.code == 4
+    assert "the disk is full" in code.stderr
+    run = RunPaths(next(p for p in small_disk.iterdir() if p.is_dir()))
+    kept = sorted(p for p in run.checkpoints.iterdir())
+    assert kept and all(commit.problems(p) == [] for p in kept)
+
+
