@@ -73,6 +73,4 @@ def read_plan(run_dir: Path, attempt: int) -> LaunchPlan:
         raise SpecError("the attempt has no plan", evidence=f"{path} does not exist")
     data.pop("schema")
     stages = tuple(Stage(**{**stage, "argv": tuple(stage["argv"])}) for stage in data.pop("stages"))
-    return LaunchPlan(
-        stages=stages, run_dir=Path(data.pop("run_dir")), cwd=Path(data.pop("cwd")), **data
-    )
+    return LaunchPlan(stages=stages, run_dir=Path(data.pop("run_dir")), cwd=Path(data.pop("cwd")), **data)

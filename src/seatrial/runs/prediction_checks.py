@@ -114,11 +114,14 @@ def _check_language(path: Path, table: Table) -> None:
     num_tokens = table.column("num_tokens").to_numpy()
     for what, bad in (
         ("an nll that is NaN, infinite or negative", ~(np.isfinite(nll) & (nll >= 0))),
-        ("no target tokens", num_tokens < 1),
+        ("a negative number of tokens", num_tokens < 0),
+        ("an nll without a token", (num_tokens == 0) & (nll > 0)),
     ):
         if bad.any():
             example = table.column("id")[int(np.argmax(bad))].as_py()
             raise refusal(path, f"{int(bad.sum())} rows have {what}, such as {example!r}")
+    if not num_tokens.any():
+        raise refusal(path, "no sample has a target token")
 
 
 def label_codes(column: Any, labels: Sequence[str]) -> npt.NDArray[np.int32]:

@@ -101,7 +101,7 @@ def language_table(
 
     Args:
         ids: ``[n]``, unique.
-        num_tokens: ``[n]``, how many tokens of each sample were predicted.
+        num_tokens: ``[n]``, the predicted tokens of each sample; 0 for a text too short to have any.
         nll: ``[n]``, negative log-likelihood in nats, summed over those tokens.
         text: ``[n]``, an excerpt of each sample for people.
     """
