@@ -67,7 +67,9 @@ class Seatrial:
             self.argv(*words), cwd=self.cwd, env=self.environment(SEATRIAL_FAULT=fault, **env), capture_output=True,
             text=True, timeout=timeout, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        assert "Traceback (most recent call last)" not in done.stdout + done.stderr.split("its last lines:")[0]
+        assert (
+            "Traceback (most recent call last)" not in done.stdout + done.stderr.split("its last lines:")[0]
+        )
         return Done(done.returncode, done.stdout, done.stderr, self.runs_dir)
 
     def start(self, *words: str, fault: str = "") -> subprocess.Popen[str]:
@@ -191,6 +193,10 @@ def rank_processes(run_dir: Path) -> list[str]:
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "status"]):
         words = " ".join(process.info["cmdline"] or [])
-        if str(run_dir) in words and "seatrial.job" in words and process.info["status"] != psutil.STATUS_ZOMBIE:
+        if (
+            str(run_dir) in words
+            and "seatrial.job" in words
+            and process.info["status"] != psutil.STATUS_ZOMBIE
+        ):
             found.append(f"{process.info['pid']} {words}")
     return found

@@ -70,7 +70,9 @@ class TestWholeRun:
 
     def test_both_prediction_files_are_about_the_same_samples(self, finished: tuple[Seatrial, Done]) -> None:
         run = finished[1].run
-        (info, rows), (other_info, other_rows) = (read_predictions(run.predictions(n)) for n in ("original", "trained"))
+        (info, rows), (other_info, other_rows) = (
+            read_predictions(run.predictions(n)) for n in ("original", "trained")
+        )
         assert info.data_sha256 == other_info.data_sha256
         assert info.model_sha256 != other_info.model_sha256
         assert rows["id"].to_pylist() == other_rows["id"].to_pylist()
@@ -107,7 +109,9 @@ class TestWholeRun:
     def test_predict_other_data(self, finished: tuple[Seatrial, Done], tmp_path: Path) -> None:
         seatrial, _ = finished
         other = tmp_path / "other.jsonl"
-        other.write_text('{"sentence": "a superb film", "label": "pos"}\n{"sentence": "a sad town", "label": "neg"}\n')
+        other.write_text(
+            '{"sentence": "a superb film", "label": "pos"}\n{"sentence": "a sad town", "label": "neg"}\n'
+        )
         done = seatrial("predict", "last", "--model", "trained", "--data", str(other))
         assert done.code == 0, done.stderr
         _, rows = read_predictions(Path(done.stdout.strip()))
@@ -144,7 +148,10 @@ def test_two_ranks_take_the_steps_of_one(
     model = encoder if task == "text-classification" else decoder
     name = recipe(model, log_every=1, max_steps=40)
     curves = []
-    for words in (("resources.nproc=1", "train.batch_size=16"), ("train.grad_accumulation=2", "train.batch_size=4")):
+    for words in (
+        ("resources.nproc=1", "train.batch_size=16"),
+        ("train.grad_accumulation=2", "train.batch_size=4"),
+    ):
         done = seatrial("train", name, "--train-only", f"task={task}", *words)
         assert done.code == 0, done.stderr
         curves.append(losses(done.run))

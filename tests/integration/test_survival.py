@@ -57,10 +57,14 @@ class TestKillAndResume:
         assert resumed.code == 0, resumed.stderr
         assert commit.weights_sha256(resumed.run.model("trained")) == expected
         assert [record.outcome for record in resumed.manifest.attempts] == ["failed", "completed"]
-        event = next(e for e in read_json_lines(resumed.run.attempt(1).rank_events(0)) if e["event"] == "training")
+        event = next(
+            e for e in read_json_lines(resumed.run.attempt(1).rank_events(0)) if e["event"] == "training"
+        )
         assert event["from_step"] == (step - 1) // 10 * 10
 
-    def test_a_damaged_checkpoint_is_passed_over(self, seatrial: Seatrial, undisturbed: tuple[list[str], str]) -> None:
+    def test_a_damaged_checkpoint_is_passed_over(
+        self, seatrial: Seatrial, undisturbed: tuple[list[str], str]
+    ) -> None:
         words, expected = undisturbed
         killed = seatrial(*words, fault="kill:rank=0,step=35")
         newest = killed.run.checkpoints / "step_000030" / "model.safetensors"
@@ -92,7 +96,9 @@ class TestKillAndResume:
 
 
 class TestInterrupt:
-    def test_ctrl_c_saves_and_the_run_can_go_on(self, seatrial: Seatrial, undisturbed: tuple[list[str], str]) -> None:
+    def test_ctrl_c_saves_and_the_run_can_go_on(
+        self, seatrial: Seatrial, undisturbed: tuple[list[str], str]
+    ) -> None:
         words, expected = undisturbed
         # Slow enough to be caught in the middle: every step is logged, and the tenth waits for the signal.
         process = seatrial.start(*words, "train.log_every=1", "train.max_steps=4000")
@@ -102,7 +108,9 @@ class TestInterrupt:
         assert process.returncode == 130, stderr
         assert "saving a checkpoint first" in stderr and "seatrial runs resume" in stderr
         run = RunPaths(next(seatrial.runs_dir.iterdir()))
-        stopped = [e["step"] for e in read_json_lines(run.attempt(0).rank_events(0)) if e["event"] == "checkpoint"]
+        stopped = [
+            e["step"] for e in read_json_lines(run.attempt(0).rank_events(0)) if e["event"] == "checkpoint"
+        ]
         assert commit.is_committed(run.checkpoints / f"step_{stopped[-1]:06d}")
         assert rank_processes(run.root) == []
 
@@ -116,7 +124,9 @@ class TestInterrupt:
         assert process.returncode == 130, stderr
         assert rank_processes(next(seatrial.runs_dir.iterdir())) == []
 
-    def test_a_platforms_term_is_a_preemption(self, seatrial: Seatrial, undisturbed: tuple[list[str], str]) -> None:
+    def test_a_platforms_term_is_a_preemption(
+        self, seatrial: Seatrial, undisturbed: tuple[list[str], str]
+    ) -> None:
         started = seatrial(*undisturbed[0], "--detach", "train.max_steps=4000", "train.log_every=1")
         wait_for(lambda: losses(started.run))
         agent = int(started.manifest.attempt.handle.split("//")[1].split(":")[0])  # type: ignore[union-attr]
@@ -126,7 +136,9 @@ class TestInterrupt:
 
 
 class TestFailures:
-    def test_a_loss_that_is_not_finite_stops_the_run(self, seatrial: Seatrial, recipe: Callable[..., str]) -> None:
+    def test_a_loss_that_is_not_finite_stops_the_run(
+        self, seatrial: Seatrial, recipe: Callable[..., str]
+    ) -> None:
         done = seatrial("train", recipe(), fault="nan:rank=1,step=28")
         assert done.code == 1
         assert "the loss is not finite at step 28" in done.stderr
@@ -134,7 +146,9 @@ class TestFailures:
         assert sorted(p.name for p in done.run.checkpoints.iterdir()) == ["step_000010", "step_000020"]
         assert done.run.report.exists()
 
-    def test_an_exploding_learning_rate_is_caught_for_real(self, seatrial: Seatrial, recipe: Callable[..., str]) -> None:
+    def test_an_exploding_learning_rate_is_caught_for_real(
+        self, seatrial: Seatrial, recipe: Callable[..., str]
+    ) -> None:
         done = seatrial("train", recipe(learning_rate=1e38, clip_norm=None, weight_decay=0.0))
         assert done.code == 1
         assert "the loss is not finite at step" in done.stderr
@@ -150,7 +164,9 @@ class TestFailures:
         assert done.code == 2
         assert "does not fit into memory" in done.stderr and "grad_accumulation" in done.stderr
 
-    def test_a_full_disk_leaves_the_earlier_checkpoint(self, seatrial: Seatrial, recipe: Callable[..., str]) -> None:
+    def test_a_full_disk_leaves_the_earlier_checkpoint(
+        self, seatrial: Seatrial, recipe: Callable[..., str]
+    ) -> None:
         done = seatrial("train", recipe(), fault="disk_full:step=20")
         assert done.code == 4
         assert "the disk is full" in done.stderr
@@ -158,7 +174,9 @@ class TestFailures:
         assert commit.problems(done.run.checkpoints / "step_000010") == []
         assert seatrial("runs", "resume", "last").code == 0
 
-    def test_training_that_changes_nothing_fails(self, seatrial: Seatrial, recipe: Callable[..., str]) -> None:
+    def test_training_that_changes_nothing_fails(
+        self, seatrial: Seatrial, recipe: Callable[..., str]
+    ) -> None:
         done = seatrial("train", recipe(learning_rate=1e-300, weight_decay=0.0, max_steps=3))
         assert done.code == 1
         assert "training changed nothing" in done.stderr
@@ -169,7 +187,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB, for real."""
     path = tmp_path / "small"
     path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True
+    )
     if mounted.returncode != 0:
         pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.decode().strip()}")
     yield path
@@ -184,5 +204,3 @@ def test_a_disk_that_is_really_full(seatrial: Seatrial, recipe: Callable[..., st
     run = RunPaths(next(p for p in small_disk.iterdir() if p.is_dir()))
     kept = sorted(p for p in run.checkpoints.iterdir())
     assert kept and all(commit.problems(p) == [] for p in kept)
-
-

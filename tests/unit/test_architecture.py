@@ -76,14 +76,31 @@ def test_the_command_line_loads_next_to_nothing() -> None:
         [sys.executable, "-c", "import sys, seatrial.cli.main; print(*sorted(sys.modules))"],
         capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
-    heavy = HEAVY | {"pandas", "kubernetes", "numpy", "pyarrow", "pydantic", "rich", "jinja2", "scipy", "ruamel.yaml"}
+    heavy = HEAVY | {
+        "pandas",
+        "kubernetes",
+        "numpy",
+        "pyarrow",
+        "pydantic",
+        "rich",
+        "jinja2",
+        "scipy",
+        "ruamel.yaml",
+    }
     assert not heavy & set(loaded)
 
 
-@pytest.mark.parametrize("module", ["seatrial.compare", "seatrial.report", "seatrial.launch.launcher", "seatrial.spec.load"])
+@pytest.mark.parametrize(
+    "module", ["seatrial.compare", "seatrial.report", "seatrial.launch.launcher", "seatrial.spec.load"]
+)
 def test_no_control_module_pulls_in_the_job_side(module: str) -> None:
     code = f"import sys, {module}; print(*[m for m in ('torch','transformers','datasets','pandas') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+        == []
+    )
 
 
 def test_the_trainer_is_read_in_one_sitting() -> None:
@@ -91,5 +108,7 @@ def test_the_trainer_is_read_in_one_sitting() -> None:
 
 
 def test_no_module_outgrows_a_screenful_of_screens() -> None:
-    long = {p.name: n for p in modules() if (n := len(p.read_text().splitlines())) > 400 and p.name != "train.py"}
+    long = {
+        p.name: n for p in modules() if (n := len(p.read_text().splitlines())) > 400 and p.name != "train.py"
+    }
     assert not long

@@ -50,7 +50,8 @@ def test_epochs_differ_and_seeds_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "max_steps", "steps"), [(1, None, 7), (2, None, 14), (0.5, None, 4), (3, 5, 5), (0.01, None, 1)]
+    ("epochs", "max_steps", "steps"),
+    [(1, None, 7), (2, None, 14), (0.5, None, 4), (3, 5, 5), (0.01, None, 1)],
 )
 def test_number_of_steps(epochs: float, max_steps: int | None, steps: int) -> None:
     assert BatchPlan(100, 16, 1, 1, 0).num_steps(epochs, max_steps) == steps
@@ -82,7 +83,9 @@ def test_weights_count_samples_or_predicted_tokens() -> None:
 class WordTokenizer:
     """One token a word between a start and an end token, cut in front of the end token as real ones do."""
 
-    def __call__(self, texts: list[str], truncation: bool, max_length: int | None = None, **_: object) -> dict[str, list[list[int]]]:
+    def __call__(
+        self, texts: list[str], truncation: bool, max_length: int | None = None, **_: object
+    ) -> dict[str, list[list[int]]]:
         rows = [[1, *(len(word) + 2 for word in text.split()), 2] for text in texts]
         if truncation and max_length is not None:
             rows = [row if len(row) <= max_length else [*row[: max_length - 1], 2] for row in rows]

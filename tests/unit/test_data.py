@@ -19,13 +19,17 @@ ROWS = [(f"text number {i}", ("red", "green", "blue")[i % 3]) for i in range(60)
 
 
 @pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _cache_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     datasets.disable_progress_bars()
     yield
 
 
-def write(path: Path, rows: list[tuple[object, object]] = ROWS, names: tuple[str, str] = ("text", "label")) -> Path:
+def write(
+    path: Path, rows: list[tuple[object, object]] = ROWS, names: tuple[str, str] = ("text", "label")
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     table = datasets.Dataset.from_dict({names[0]: [r[0] for r in rows], names[1]: [r[1] for r in rows]})
     match path.suffix:
@@ -107,7 +111,12 @@ class TestColumns:
 
     def test_ids_come_from_a_column_or_from_rows(self, tmp_path: Path) -> None:
         path = tmp_path / "d.jsonl"
-        path.write_text("".join(json.dumps({"text": t, "label": lab, "key": f"k{i}"}) + "\n" for i, (t, lab) in enumerate(ROWS)))
+        path.write_text(
+            "".join(
+                json.dumps({"text": t, "label": lab, "key": f"k{i}"}) + "\n"
+                for i, (t, lab) in enumerate(ROWS)
+            )
+        )
         assert set(load(path, id="key").train.ids) < {f"k{i}" for i in range(60)}
         limited, whole = load(path, test_samples=3).test, load(path).test
         assert set(limited.ids) < set(whole.ids)  # a row keeps its id when samples are drawn
@@ -123,7 +132,9 @@ class TestColumns:
 
 class TestLabels:
     def test_numbers_sort_as_numbers(self, tmp_path: Path) -> None:
-        assert load(write(tmp_path / "d.csv", [(f"t{i}", i % 12) for i in range(120)])).labels == tuple(map(str, range(12)))
+        assert load(write(tmp_path / "d.csv", [(f"t{i}", i % 12) for i in range(120)])).labels == tuple(
+            map(str, range(12))
+        )
 
     def test_limits_are_drawn_not_cut(self, tmp_path: Path) -> None:
         """A file sorted by label, cut at its beginning, would have one class."""
@@ -150,7 +161,10 @@ class TestLabels:
         assert load(tmp_path).test.texts == ["v", "w"]
 
     def test_a_number_with_a_fraction_is_no_class(self, tmp_path: Path) -> None:
-        assert "does not hold classes" in refusal(write(tmp_path / "d.csv", [(f"t{i}", i / 7) for i in range(20)])).what
+        assert (
+            "does not hold classes"
+            in refusal(write(tmp_path / "d.csv", [(f"t{i}", i / 7) for i in range(20)])).what
+        )
 
 
 class TestRefusals:
@@ -177,7 +191,12 @@ class TestRefusals:
 
     def test_rows_without_text(self, tmp_path: Path) -> None:
         path = tmp_path / "d.jsonl"
-        path.write_text("".join(json.dumps({"text": t, "label": lab}) + "\n" for t, lab in [("a", "x"), ("", "y"), ("c", "x")] * 9))
+        path.write_text(
+            "".join(
+                json.dumps({"text": t, "label": lab}) + "\n"
+                for t, lab in [("a", "x"), ("", "y"), ("c", "x")] * 9
+            )
+        )
         error = refusal(path)
         assert "have no text" in error.what and "row" in error.evidence
 

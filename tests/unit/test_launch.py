@@ -29,7 +29,13 @@ SPEC = RunSpec(name="n", model="m", data=DataSpec(path="d"))
 def make_plan(root: Path, spec: RunSpec | ScriptSpec = SPEC, machine: Machine = CPU) -> LaunchPlan:
     paths = RunPaths(root)
     return plan(
-        spec, paths, machine, attempt=0, stages=stages_of(spec, paths, 0), python="/venv/bin/python", cwd=Path("/work")
+        spec,
+        paths,
+        machine,
+        attempt=0,
+        stages=stages_of(spec, paths, 0),
+        python="/venv/bin/python",
+        cwd=Path("/work"),
     )
 
 
@@ -57,7 +63,9 @@ class TestPlan:
             (CPU, {"nodes": 2}, "one node"),
         ],
     )
-    def test_nothing_is_done_with_less(self, machine: Machine, resources: dict[str, object], said: str) -> None:
+    def test_nothing_is_done_with_less(
+        self, machine: Machine, resources: dict[str, object], said: str
+    ) -> None:
         with pytest.raises(SpecError, match=said) as caught:
             ranks(ResourcesSpec(**resources), machine)  # type: ignore[arg-type]
         assert caught.value.remedy
@@ -135,7 +143,14 @@ class TestSettle:
     def end(self, run: RunPaths, outcome: str, code: int, failure: object = None) -> None:
         write_json(
             run.attempt(0).exit,
-            {"schema": 1, "attempt": 0, "outcome": outcome, "exit_code": code, "ended": "t", "failure": failure},
+            {
+                "schema": 1,
+                "attempt": 0,
+                "outcome": outcome,
+                "exit_code": code,
+                "ended": "t",
+                "failure": failure,
+            },
         )
 
     @pytest.mark.parametrize(
@@ -146,7 +161,9 @@ class TestSettle:
             ("preempted", 75, RunState.PREEMPTED),
         ],
     )
-    def test_the_exit_record_is_believed_first(self, run: RunPaths, outcome: str, code: int, state: RunState) -> None:
+    def test_the_exit_record_is_believed_first(
+        self, run: RunPaths, outcome: str, code: int, state: RunState
+    ) -> None:
         self.end(run, outcome, code)
         assert launcher.settle(run).state is state
         assert read_manifest(run).attempt.exit_code == code
@@ -161,7 +178,9 @@ class TestSettle:
         error = launcher.failure_of(settled)
         assert error is not None and "runs resume r-1" in error.remedy
 
-    def test_a_launcher_that_died_before_submitting(self, run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_launcher_that_died_before_submitting(
+        self, run: RunPaths, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(launcher, "_RECORD_WAIT_S", 0)
         manifest = read_manifest(run)
         manifest.attempt.handle, manifest.state = None, RunState.SUBMITTING
@@ -206,10 +225,19 @@ class TestFollow:
         events = paths.attempt(0).rank_events(0)
         events.parent.mkdir(parents=True)
         append_json_line(events, {"event": "training", "num_steps": 100, "from_step": 20})
-        append_json_line(paths.metrics, {"kind": "train", "step": 99, "loss": 9.0, "samples_per_s": 1, "attempt": 7})
-        append_json_line(paths.metrics, {"kind": "train", "step": 30, "loss": 0.5, "samples_per_s": 9.0, "attempt": 0})
+        append_json_line(
+            paths.metrics, {"kind": "train", "step": 99, "loss": 9.0, "samples_per_s": 1, "attempt": 7}
+        )
+        append_json_line(
+            paths.metrics, {"kind": "train", "step": 30, "loss": 0.5, "samples_per_s": 9.0, "attempt": 0}
+        )
         progress = follower.poll()
-        assert (progress.phase, progress.step, progress.num_steps, progress.loss) == ("training", 30, 100, 0.5)
+        assert (progress.phase, progress.step, progress.num_steps, progress.loss) == (
+            "training",
+            30,
+            100,
+            0.5,
+        )
 
 
 class TestRegistry:

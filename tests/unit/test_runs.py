@@ -13,8 +13,22 @@ import pytest
 from seatrial.errors import SpecError
 from seatrial.runs import commit, lock
 from seatrial.runs.evidence import Evidence, Verdict, read_evidence, record
-from seatrial.runs.files import append_json_line, read_json, read_json_lines, replacing, write_json, write_text
-from seatrial.runs.manifest import AttemptRecord, Manifest, find_run, iter_manifests, read_manifest, write_manifest
+from seatrial.runs.files import (
+    append_json_line,
+    read_json,
+    read_json_lines,
+    replacing,
+    write_json,
+    write_text,
+)
+from seatrial.runs.manifest import (
+    AttemptRecord,
+    Manifest,
+    find_run,
+    iter_manifests,
+    read_manifest,
+    write_manifest,
+)
 from seatrial.runs.metrics import read_metrics
 from seatrial.runs.paths import RunPaths
 
@@ -140,7 +154,10 @@ class TestRecords:
         record(path, Evidence(check="loss_finite", verdict=Verdict.FAIL, attempt=0))
         record(path, Evidence(check="ranks_present", verdict=Verdict.PASS))
         record(path, Evidence(check="loss_finite", verdict=Verdict.PASS, attempt=1))
-        assert [(e.check, e.verdict) for e in read_evidence(path)] == [("loss_finite", "PASS"), ("ranks_present", "PASS")]
+        assert [(e.check, e.verdict) for e in read_evidence(path)] == [
+            ("loss_finite", "PASS"),
+            ("ranks_present", "PASS"),
+        ]
 
     def test_a_resumed_run_has_one_row_a_step(self, tmp_path: Path) -> None:
         path = tmp_path / "metrics.jsonl"

@@ -51,7 +51,12 @@ def test_yaml_1_2_is_read(recipe: Path) -> None:
     """YAML 1.1 would read the key `on` as true, 1e-5 as text and `no` as false."""
     recipe.write_text("model: no\ndata: {path: off}\nresources: {on: local}\ntrain: {learning_rate: 1e-5}\n")
     spec = load(recipe).spec
-    assert (spec.model, spec.data.path, spec.resources.on, spec.train.learning_rate) == ("no", "off", "local", 1e-5)
+    assert (spec.model, spec.data.path, spec.resources.on, spec.train.learning_rate) == (
+        "no",
+        "off",
+        "local",
+        1e-5,
+    )
 
 
 def test_flags_lie_over_the_recipe_and_words_over_flags(recipe: Path) -> None:

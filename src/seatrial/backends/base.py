@@ -38,7 +38,8 @@ class JobHandle:
         backend, separator, native = text.partition("://")
         if not separator or not backend or not native:
             raise SpecError(
-                f"{text!r} is not a job's handle", evidence="a handle looks like local://123:456 or slurm://1234"
+                f"{text!r} is not a job's handle",
+                evidence="a handle looks like local://123:456 or slurm://1234",
             )
         return cls(backend, native)
 

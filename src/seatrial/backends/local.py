@@ -28,7 +28,9 @@ class LocalBackend:
     def render(self, plan: LaunchPlan) -> JobRequest:
         """The agent's argv, as JSON."""
         argv = [plan.python, "-m", "seatrial.job.agent", str(plan.run_dir), "--attempt", str(plan.attempt)]
-        return JobRequest("json", json.dumps({"schema": 1, "cwd": str(plan.cwd), "argv": argv}, indent=2) + "\n", plan)
+        return JobRequest(
+            "json", json.dumps({"schema": 1, "cwd": str(plan.cwd), "argv": argv}, indent=2) + "\n", plan
+        )
 
     def submit(self, request: JobRequest) -> JobHandle:
         """Starts the agent in a session of its own, out of reach of the terminal's Ctrl-C."""

@@ -54,7 +54,11 @@ def parse_gpus(listing: str, visible: str | None) -> tuple[tuple[str, ...], str]
         return tuple(name for _, _, name in rows), "nvidia-smi"
     chosen = []
     for word in (part.strip() for part in visible.split(",")):
-        match = [name for key, name in by_name.items() if key == word or (word[:4] == "GPU-" and key.startswith(word))]
+        match = [
+            name
+            for key, name in by_name.items()
+            if key == word or (word[:4] == "GPU-" and key.startswith(word))
+        ]
         if not match:
             break
         chosen.append(match[0])

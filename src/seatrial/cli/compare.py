@@ -19,7 +19,9 @@ from seatrial.errors import ExitCode, IncompleteError, SpecError
 @click.option("--confidence", type=float, help="Of intervals and verdict [0.95].")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the whole comparison there, as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole comparison as JSON.")
-@click.option("--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs].")
+@click.option(
+    "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
+)
 def compare(
     targets: tuple[str, ...], output: Path | None, as_json: bool, runs_dir: Path | None, **chosen: Any
 ) -> int:
@@ -57,11 +59,15 @@ def _run(targets: tuple[str, ...], given: dict[str, Any], runs_dir: Path | None)
     from seatrial.spec.run import RunSpec
 
     if len(targets) != 1:
-        raise SpecError("compare takes one run or two prediction files", evidence=f"{len(targets)} were given")
+        raise SpecError(
+            "compare takes one run or two prediction files", evidence=f"{len(targets)} were given"
+        )
     paths = find_run(targets[0], default_runs_dir(runs_dir))
     spec = read_spec(paths.spec)
     if not isinstance(spec, RunSpec):
-        raise SpecError(f"{paths.run_id} is a script's run", evidence="it has no predictions that Seatrial made")
+        raise SpecError(
+            f"{paths.run_id} is a script's run", evidence="it has no predictions that Seatrial made"
+        )
     for name in ("original", "trained"):
         if not paths.predictions(name).exists():
             raise IncompleteError(

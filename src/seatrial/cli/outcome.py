@@ -11,7 +11,6 @@ from seatrial.launch import launcher
 from seatrial.runs.evidence import Evidence, Verdict, record
 from seatrial.runs.manifest import Manifest, write_manifest
 from seatrial.runs.paths import RunPaths
-from seatrial.runs.state import RunState
 from seatrial.spec.run import CompareGate, RunSpec, ScriptSpec
 
 if TYPE_CHECKING:
@@ -98,15 +97,12 @@ def summary(
         judged = "" if gate["passed"] is None else f"; gate {'passed' if gate['passed'] else 'NOT MET'}"
         lines.append(f"verdict  {verdict['verdict']}{judged} ({gate['reason'] or verdict['reason']})")
     elif manifest.task != "script":
-        lines.append("verdict  not measured: no predictions were made    (seatrial predict, seatrial compare)")
+        lines.append(
+            "verdict  not measured: no predictions were made    (seatrial predict, seatrial compare)"
+        )
     lines.append(f"page     {page}" if page is not None else f"files    {paths.root}")
     lines.append(f"again    seatrial runs show {manifest.run_id}")
     return lines
-
-
-def is_finished(manifest: Manifest) -> bool:
-    """Whether nothing of the run is running any more."""
-    return RunState(manifest.state).is_terminal
 
 
 def _page(paths: RunPaths) -> Path | None:

@@ -13,7 +13,9 @@ from seatrial.errors import SpecError
 @click.argument("run")
 @click.option("--model", "models", multiple=True, type=click.Choice(["original", "trained"]), help="[both]")
 @click.option("--data", help="Other data than the run's held-out samples: file or directory.")
-@click.option("--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs].")
+@click.option(
+    "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
+)
 def predict(run: str, models: tuple[str, ...], data: str | None, runs_dir: Path | None) -> int:
     """Run the original or the trained model of RUN; prints the prediction files."""
     from seatrial.cli.start import start_attempt
@@ -42,7 +44,12 @@ def predict(run: str, models: tuple[str, ...], data: str | None, runs_dir: Path 
     suffix = f"-{Path(data).stem}" if data else ""
     arguments = ["--models", *chosen]
     if data is not None:
-        arguments += ["--data", str(Path(data).absolute()) if Path(data).exists() else data, "--suffix", suffix]
+        arguments += [
+            "--data",
+            str(Path(data).absolute()) if Path(data).exists() else data,
+            "--suffix",
+            suffix,
+        ]
     start_attempt(paths, spec, (predict_stage(paths, attempt, *arguments),), attempt)
     failure = launcher.failure_of(launcher.settle(paths))
     if failure is not None:

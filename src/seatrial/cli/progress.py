@@ -110,7 +110,11 @@ def _bar() -> Iterator[Any]:
     console = Console(stderr=True)
     columns: list[Any] = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None)]
     if console.width >= 70:
-        columns += [MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(compact=True)]
+        columns += [
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+        ]
     else:
         columns += [TextColumn("{task.fields[numbers]}")]
     with Bar(*columns, console=console, transient=True) as bar:

@@ -9,7 +9,9 @@ import click
 
 @click.command()
 @click.argument("run")
-@click.option("--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs].")
+@click.option(
+    "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
+)
 def report(run: str, runs_dir: Path | None) -> int:
     """Write the page of RUN again, from what its directory holds; prints where it is."""
     from seatrial.launch import launcher

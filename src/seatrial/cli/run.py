@@ -8,16 +8,18 @@ from typing import Any
 
 import click
 
-from seatrial.cli.train import _NumberOrAuto, default_name
+from seatrial.cli.train import NumberOrAuto, default_name
 from seatrial.errors import SpecError
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.option("--name", help="Short name [the script's].")
-@click.option("--nproc", type=_NumberOrAuto(), default="auto", help="Ranks a node [auto: one a GPU, else 1].")
-@click.option("--gpus", type=_NumberOrAuto(), default="auto", help="GPUs a node; 0 for CPU [auto].")
+@click.option("--nproc", type=NumberOrAuto(), default="auto", help="Ranks a node [auto: one a GPU, else 1].")
+@click.option("--gpus", type=NumberOrAuto(), default="auto", help="GPUs a node; 0 for CPU [auto].")
 @click.option("--tags", default="", help="Words to find the run by, separated by commas.")
-@click.option("--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs].")
+@click.option(
+    "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
+)
 @click.option("--detach", "-d", is_flag=True, help="Start it and return; print its id.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, exactly; touch nothing.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- SCRIPT.py [ARGS]...")
@@ -44,5 +46,10 @@ def run(
         tags=tuple(tag for tag in tags.split(",") if tag),
     )
     return start_new(
-        spec, lambda paths: stages_of(spec, paths, 0), argv=sys.argv, runs_dir=runs_dir, detach=detach, dry_run=dry_run
+        spec,
+        lambda paths: stages_of(spec, paths, 0),
+        argv=sys.argv,
+        runs_dir=runs_dir,
+        detach=detach,
+        dry_run=dry_run,
     )

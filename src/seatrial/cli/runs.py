@@ -93,7 +93,9 @@ def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
 @click.option("--attempt", type=int, help="[the latest]")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run ends; Ctrl-C leaves it running.")
 @click.option("--tail", type=int, default=200, show_default=True, help="Lines of each log; 0 for all.")
-def logs(run: str, runs_dir: Path | None, rank: int | None, attempt: int | None, follow: bool, tail: int) -> int:
+def logs(
+    run: str, runs_dir: Path | None, rank: int | None, attempt: int | None, follow: bool, tail: int
+) -> int:
     """What the ranks printed, and what the platform wrote."""
     from seatrial.launch import launcher
     from seatrial.launch.follow import Tail

@@ -15,7 +15,8 @@ from seatrial.cli.progress import follow
 from seatrial.launch import launcher
 from seatrial.launch.inspect import inspect
 from seatrial.launch.plan import plan, stages_of
-from seatrial.runs.paths import RunPaths, runs_dir as default_runs_dir
+from seatrial.runs.paths import RunPaths
+from seatrial.runs.paths import runs_dir as default_runs_dir
 from seatrial.runs.plan import LaunchPlan, Stage
 from seatrial.spec.load import LoadedSpec
 from seatrial.spec.run import RunSpec, ScriptSpec
@@ -62,17 +63,23 @@ def start_new(
         _print_dry_run(spec, planned, backend.render(planned).text, origins or {})
         return 0
     launcher.create(paths, spec, argv)
-    say(f"run {paths.run_id} on {backend.name}: {planned.nproc} ranks on {planned.device.upper()} ({here.evidence})")
+    say(
+        f"run {paths.run_id} on {backend.name}: {planned.nproc} ranks on {planned.device.upper()} ({here.evidence})"
+    )
     submitted = launcher.submit(planned, backend)
     if detach:
         click.echo(paths.run_id)
-        say(f"follow it: seatrial runs logs -f {paths.run_id}    stop it: seatrial runs cancel {paths.run_id}")
+        say(
+            f"follow it: seatrial runs logs -f {paths.run_id}    stop it: seatrial runs cancel {paths.run_id}"
+        )
         return 0
     follow(submitted, show_ranks=isinstance(spec, ScriptSpec))
     return conclude(paths, spec)
 
 
-def start_attempt(paths: RunPaths, spec: RunSpec | ScriptSpec, stages: tuple[Stage, ...], attempt: int) -> None:
+def start_attempt(
+    paths: RunPaths, spec: RunSpec | ScriptSpec, stages: tuple[Stage, ...], attempt: int
+) -> None:
     """One more attempt of a run that exists; followed to its end."""
     here = machine.probe()
     cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()

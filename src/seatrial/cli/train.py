@@ -44,10 +44,14 @@ _KEYS = {
 }
 
 
-class _NumberOrAuto(click.ParamType):
+class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
+    """A whole number, or the word that leaves it to the machine."""
+
     name = "auto|N"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(  # noqa: D102
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
         if value == "auto" or isinstance(value, int):
             return value
         try:
@@ -56,7 +60,9 @@ class _NumberOrAuto(click.ParamType):
             self.fail(f"{value!r} is neither a whole number nor 'auto'", param, ctx)
 
 
-@click.command(epilog="The words after the recipe set any of its keys: train.schedule=cosine data.max_length=64")
+@click.command(
+    epilog="The words after the recipe set any of its keys: train.schedule=cosine data.max_length=64"
+)
 @click.argument("words", nargs=-1, metavar="[RECIPE.yaml] [KEY=VALUE]...")
 @click.option("--name", help="Short name; the run's id starts with it.")
 @click.option("--task", type=click.Choice(["text-classification", "causal-lm"]), help="[text-classification]")
@@ -80,15 +86,17 @@ class _NumberOrAuto(click.ParamType):
 @click.option("--tf32/--no-tf32", default=None, help="TF32 for fp32 matrix products.")
 @click.option("--on", "platform", type=click.Choice(["auto", "local"]), help="Platform [auto].")
 @click.option("--nodes", type=int, help="Machines [1].")
-@click.option("--gpus", type=_NumberOrAuto(), help="GPUs a node; 0 for CPU [auto].")
-@click.option("--nproc", type=_NumberOrAuto(), help="Ranks a node [auto: one a GPU, else 1].")
+@click.option("--gpus", type=NumberOrAuto(), help="GPUs a node; 0 for CPU [auto].")
+@click.option("--nproc", type=NumberOrAuto(), help="Ranks a node [auto: one a GPU, else 1].")
 @click.option("--metric", help="What the verdict rests on [accuracy; nll for causal-lm].")
 @click.option("--require", type=click.Choice(["better", "not worse"]), help="Exit with 1 unless it is so.")
 @click.option("--min-improvement", type=float, help="Smallest improvement, in the metric's unit.")
 @click.option("--confidence", type=float, help="Of intervals and verdict [0.95].")
 @click.option("--tags", help="Words to find the run by, separated by commas.")
 @click.option("--train-only", is_flag=True, help="Neither predict nor compare.")
-@click.option("--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs].")
+@click.option(
+    "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
+)
 @click.option("--detach", "-d", is_flag=True, help="Start it and return; print its id.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, exactly; touch nothing.")
 def train(
@@ -100,7 +108,9 @@ def train(
 
     recipe, overrides = _split(words)
     given = {
-        _KEYS[name]: (f"--{name.replace('_', '-')}", value) for name, value in flags.items() if value is not None
+        _KEYS[name]: (f"--{name.replace('_', '-')}", value)
+        for name, value in flags.items()
+        if value is not None
     }
     if "tags" in given:
         given["tags"] = ("--tags", [tag for tag in str(given["tags"][1]).split(",") if tag])
@@ -127,7 +137,7 @@ def _split(words: tuple[str, ...]) -> tuple[Path | None, tuple[str, ...]]:
 def default_name(model: str | None, data: str | None) -> str:
     """A run's name when nobody gave one: the last words of data and model."""
     parts = [Path(word).stem for word in (data, model) if word]
-    name = "-".join("".join(c if c.isalnum() or c in "_." else "-" for c in part).strip("-.") for part in parts)
+    name = "-".join(
+        "".join(c if c.isalnum() or c in "_." else "-" for c in part).strip("-.") for part in parts
+    )
     return name[:60].strip("-.") or "run"
-
-

@@ -106,7 +106,9 @@ class Agent:
         self.stop_signal = number
         self.stop_asked_at = time.monotonic()
         # The ranks look for this file: with it they save and stop together, without it a peer has died.
-        write_json(self.attempt.stop_request, {"schema": 1, "signal": signal.Signals(number).name, "time": now()})
+        write_json(
+            self.attempt.stop_request, {"schema": 1, "signal": signal.Signals(number).name, "time": now()}
+        )
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
 

@@ -65,7 +65,9 @@ def tokenize(samples: Samples, tokenizer: Any, max_length: int, block: int = 409
         lengths += [len(ids) for ids in encoded]
         pieces.append(np.fromiter((token for ids in encoded for token in ids), np.int32))
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]) if lengths else np.zeros(1, np.int64)
-    return Tokens(np.concatenate(pieces) if pieces else np.empty(0, np.int32), offsets, samples.labels, num_cut)
+    return Tokens(
+        np.concatenate(pieces) if pieces else np.empty(0, np.int32), offsets, samples.labels, num_cut
+    )
 
 
 def collate(tokens: Tokens, indices: Sequence[int] | np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:
@@ -82,7 +84,9 @@ def collate(tokens: Tokens, indices: Sequence[int] | np.ndarray, pad_id: int) ->
     for r, row in enumerate(rows):
         input_ids[r, : len(row)] = row
         mask[r, : len(row)] = 1
-    labels = tokens.labels[np.asarray(indices)] if len(tokens.labels) else np.where(mask == 1, input_ids, IGNORE)
+    labels = (
+        tokens.labels[np.asarray(indices)] if len(tokens.labels) else np.where(mask == 1, input_ids, IGNORE)
+    )
     return {
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(mask),

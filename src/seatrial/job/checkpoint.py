@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_model, save_model
 
+from seatrial.job.reporter import Reporter
 from seatrial.job.world import World
 from seatrial.runs.commit import commit, is_committed, problems, start
 from seatrial.runs.evidence import Verdict
-from seatrial.job.reporter import Reporter
 
 
 @dataclass(slots=True)

@@ -105,7 +105,9 @@ def load_held_out(spec: DataSpec, task: Task, names: tuple[str, ...]) -> Samples
         SpecError: as `load_data`; a label that is not among `names`.
     """
     splits = {name: _with_rows(split) for name, split in _open(spec).items()}
-    split = next(iter(splits.values())) if len(splits) == 1 else splits[spec.test or _held_out_name(splits, spec)]
+    split = (
+        next(iter(splits.values())) if len(splits) == 1 else splits[spec.test or _held_out_name(splits, spec)]
+    )
     return _samples(split, "test", _columns(split, spec, task), names, spec.test_samples, 0)
 
 
@@ -179,7 +181,9 @@ def _open_file(path: Path) -> datasets.Dataset:
             raise _no_rows(path) from error
         raise SpecError(
             f"the data file {path} can't be read as {builder}",
-            evidence=f"{type(cause).__name__}: {str(cause).splitlines()[0][:300]}" if str(cause) else repr(cause),
+            evidence=f"{type(cause).__name__}: {str(cause).splitlines()[0][:300]}"
+            if str(cause)
+            else repr(cause),
         ) from error
     if builder == "text":
         loaded = loaded.filter(lambda row: bool(row["text"].strip()))
@@ -249,13 +253,14 @@ def _held_out_name(splits: dict[str, datasets.Dataset], spec: DataSpec) -> str:
             return name
     raise SpecError(
         "the data has no held-out split",
-        evidence=f"{spec.path} has: {', '.join(splits)}" + (f"; {there[0]} has no labels (all -1)" if there else ""),
+        evidence=f"{spec.path} has: {', '.join(splits)}"
+        + (f"; {there[0]} has no labels (all -1)" if there else ""),
         remedy="add test.* beside train.*, or name a split: data.test=SPLIT",
     )
 
 
 def _columns(split: datasets.Dataset, spec: DataSpec, task: Task) -> dict[str, str]:
-    wanted = {"text": (spec.text, TEXT_NAMES)}
+    wanted: dict[str, tuple[str | None, tuple[str, ...]]] = {"text": (spec.text, TEXT_NAMES)}
     if task == "text-classification":
         wanted["label"] = (spec.label, LABEL_NAMES)
     if spec.id is not None:
@@ -264,7 +269,7 @@ def _columns(split: datasets.Dataset, spec: DataSpec, task: Task) -> dict[str, s
     found = {}
     for role, (chosen, plain) in wanted.items():
         name = chosen or next((candidate for candidate in plain if candidate in there), None)
-        if name not in there:
+        if name is None or name not in there:
             raise SpecError(
                 f"the data has no column {name!r}" if name else f"the data has no plain {role} column",
                 evidence=f"{spec.path} has the columns: {', '.join(there)}",
@@ -286,7 +291,8 @@ def _label_names(split: datasets.Dataset, column: str) -> tuple[str, ...]:
     if odd:
         raise SpecError(
             f"the label column {column!r} does not hold classes",
-            evidence=f"it has {odd[0]!r} ({type(odd[0]).__name__})" + (": a row without a label" if None in odd else ""),
+            evidence=f"it has {odd[0]!r} ({type(odd[0]).__name__})"
+            + (": a row without a label" if None in odd else ""),
             remedy="labels are words or whole numbers: data.label=COLUMN",
         )
     return tuple(str(v) for v in sorted(values, key=lambda v: (isinstance(v, str), v)))
@@ -312,7 +318,11 @@ def _samples(
             evidence=f"the first is row {rows[bad[0]]}: {texts[bad[0]]!r} in column {columns['text']!r}",
             remedy="remove those rows, or name another column: data.text=COLUMN",
         )
-    ids = [str(v) for v in split[columns["id"]][:]] if "id" in columns else [f"{role}-{row:07d}" for row in rows]
+    ids = (
+        [str(v) for v in split[columns["id"]][:]]
+        if "id" in columns
+        else [f"{role}-{row:07d}" for row in rows]
+    )
     repeated = [key for key, count in Counter(ids).items() if count > 1]
     if repeated:
         raise SpecError(

@@ -37,7 +37,9 @@ def parse(text: str) -> list[Fault]:
     for part in filter(None, (piece.strip() for piece in text.split(";"))):
         kind, _, rest = part.partition(":")
         try:
-            numbers = {key.strip(): int(value) for key, value in (pair.split("=") for pair in rest.split(","))}
+            numbers = {
+                key.strip(): int(value) for key, value in (pair.split("=") for pair in rest.split(","))
+            }
             if kind not in KINDS:
                 raise ValueError(f"unknown kind {kind!r}")
             faults.append(Fault(kind, **numbers))

@@ -204,7 +204,9 @@ def _check_weights(name: str) -> None:
         pickled = sorted(p.name for p in path.glob("*.bin"))
         raise SpecError(
             f"the model directory {name} has no safetensors weights",
-            evidence=f"it has {', '.join(pickled)}: pickles, which can run code" if pickled else "no *.safetensors there",
+            evidence=f"it has {', '.join(pickled)}: pickles, which can run code"
+            if pickled
+            else "no *.safetensors there",
             remedy="save it again with model.save_pretrained(DIRECTORY)",
         )
 

@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--models", nargs="+", default=["original", "trained"])
-    parser.add_argument("--data", help="other data than the run's held-out samples; its held-out split is used")
+    parser.add_argument(
+        "--data", help="other data than the run's held-out samples; its held-out split is used"
+    )
     parser.add_argument("--suffix", default="", help="added to the names of the prediction files")
     args = parser.parse_args()
     paths = RunPaths(args.run_dir)
@@ -189,7 +191,9 @@ def whole(parts: list[Path], num_samples: int, reporter: Reporter, name: str) ->
         if exact else f"{name}: {int((times == 0).sum())} samples missing, {int((times > 1).sum())} repeated",
     )  # fmt: skip
     if not exact:
-        raise PlatformError(f"the predictions of {name} are not whole", evidence=f"{len(rows)} rows, {num_samples} samples")
+        raise PlatformError(
+            f"the predictions of {name} are not whole", evidence=f"{len(rows)} rows, {num_samples} samples"
+        )
     values = np.asarray(table["values"].to_pylist())
     return values[np.argsort(rows)]
 

@@ -33,12 +33,19 @@ def same_on_all_ranks(net: torch.nn.Module, world: World, reporter: Reporter) ->
         message=f"ranks {odd} have other weights than rank 0" if odd else "all ranks ended with the same weights",
     )  # fmt: skip
     if odd:
-        raise PlatformError("the ranks ended with different weights", evidence=f"ranks {odd} differ from rank 0")
+        raise PlatformError(
+            "the ranks ended with different weights", evidence=f"ranks {odd} differ from rank 0"
+        )
     return hashes[0]
 
 
 def after_training(
-    reporter: Reporter, step: int, num_steps: int, first_loss: float | None, last_loss: float | None, state_sha256: str
+    reporter: Reporter,
+    step: int,
+    num_steps: int,
+    first_loss: float | None,
+    last_loss: float | None,
+    state_sha256: str,
 ) -> None:
     """Rank 0: the steps were done, the loss stayed finite and fell, the weights changed.
 

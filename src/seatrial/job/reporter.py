@@ -23,8 +23,18 @@ from seatrial.runs.manifest import now
 from seatrial.runs.paths import RunPaths
 
 # What a surviving rank raises when a peer dies in the middle of a collective (gloo, NCCL, the store).
-_PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL remote process exited",
-              "Socket closed", "failed to recv", "recvValue failed", "sendBytes failed", "Read error", "Write error")
+_PEER_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "NCCL remote process exited",
+    "Socket closed",
+    "failed to recv",
+    "recvValue failed",
+    "sendBytes failed",
+    "Read error",
+    "Write error",
+)
 
 
 class Reporter:
@@ -54,7 +64,10 @@ class Reporter:
     def evidence(self, check: str, verdict: Verdict, **found: Any) -> None:
         """Records a verdict (rank 0) and prints it into the log."""
         if self.rank == 0:
-            kept = record(self.paths.evidence, Evidence(check=check, verdict=verdict, attempt=self.attempt_index, **found))
+            kept = record(
+                self.paths.evidence,
+                Evidence(check=check, verdict=verdict, attempt=self.attempt_index, **found),
+            )
             print(f"{kept.verdict} {check}: {kept.message}", flush=True)  # noqa: T201 - the rank's log
 
 
@@ -76,8 +89,16 @@ def reporting(paths: RunPaths, attempt: int, stage: str) -> Iterator[Reporter]:
         with contextlib.suppress(OSError):  # a full disk must not hide the reason from the log
             path = reporter.attempt.rank_failure(rank)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {**failure.to_dict(), "rank": rank, "stage": stage, "time": time.time(),
-                              "secondary": secondary})
+            write_json(
+                path,
+                {
+                    **failure.to_dict(),
+                    "rank": rank,
+                    "stage": stage,
+                    "time": time.time(),
+                    "secondary": secondary,
+                },
+            )
             reporter.event("failed", stage=stage, what=failure.what)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -98,7 +119,11 @@ def explain(error: Exception) -> SeatrialError:
         )
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         where = error.filename or "the run directory"
-        return PlatformError("the disk is full", evidence=f"{error.strerror}: {where}", remedy="free some space, then: seatrial runs resume RUN")
+        return PlatformError(
+            "the disk is full",
+            evidence=f"{error.strerror}: {where}",
+            remedy="free some space, then: seatrial runs resume RUN",
+        )
     last = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
     return PlatformError(f"{type(error).__name__}{where}", evidence=str(error)[:600] or repr(error))
@@ -108,5 +133,8 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether torch ran out of device memory or of the machine's."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError)
-        and any(sign in str(error) for sign in ("can't allocate memory", "not enough memory", "CUDA out of memory"))
+        and any(
+            sign in str(error)
+            for sign in ("can't allocate memory", "not enough memory", "CUDA out of memory")
+        )
     )

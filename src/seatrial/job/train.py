@@ -102,7 +102,9 @@ class Window:
     def empty(cls, device: torch.device) -> Window:
         """At the start, and after every logging step."""
         zero = torch.zeros((), device=device)
-        return cls(loss=zero, bad_step=torch.zeros((), dtype=torch.int64, device=device), grad_norm=zero.clone())
+        return cls(
+            loss=zero, bad_step=torch.zeros((), dtype=torch.int64, device=device), grad_norm=zero.clone()
+        )
 
 
 def train(spec: RunSpec, plan: LaunchPlan, world: World, reporter: Reporter) -> bool:
@@ -121,7 +123,9 @@ def train(spec: RunSpec, plan: LaunchPlan, world: World, reporter: Reporter) -> 
     job = build(spec, world, reporter)
     root = reporter.paths.checkpoints
     done = checkpoint.restore(root, job.state, world, reporter)
-    reporter.event("training", num_steps=job.num_steps, from_step=done, steps_per_epoch=job.batches.steps_per_epoch)
+    reporter.event(
+        "training", num_steps=job.num_steps, from_step=done, steps_per_epoch=job.batches.steps_per_epoch
+    )
     stop = StopAgreement(world, reporter.attempt)
     first_loss = last_loss = None
     step = done
@@ -184,7 +188,11 @@ def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
         device_ids = [world.local_rank] if world.device.type == "cuda" else None
         net = DistributedDataParallel(net, device_ids=device_ids, gradient_as_bucket_view=True)
     batches = BatchPlan(
-        len(train_tokens), spec.train.batch_size, spec.train.grad_accumulation, world.world_size, spec.train.seed
+        len(train_tokens),
+        spec.train.batch_size,
+        spec.train.grad_accumulation,
+        world.world_size,
+        spec.train.seed,
     )
     num_steps = batches.num_steps(spec.train.epochs, spec.train.max_steps)
     optimizer = make_optimizer(loaded.model, spec.train)
@@ -223,7 +231,9 @@ def check_precision(train: TrainSpec, world: World) -> None:
     """Refuses a precision that the device lacks; nothing falls back."""
     cuda = world.device.type == "cuda"
     if train.precision == "fp16" and not cuda:
-        raise SpecError("fp16 needs a GPU", evidence="the ranks run on CPU", remedy="train.precision=fp32 or bf16")
+        raise SpecError(
+            "fp16 needs a GPU", evidence="the ranks run on CPU", remedy="train.precision=fp32 or bf16"
+        )
     if train.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(world.device)
         raise SpecError("this GPU has no bf16", evidence=name, remedy="train.precision=fp16 or fp32")

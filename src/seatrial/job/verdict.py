@@ -108,7 +108,9 @@ def _seen_by_torchrun(attempt: AttemptPaths) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "exit_code": int(ExitCode.PLATFORM),
-                    "what": f"rank {rank} " + ("was killed by " if killed else "ended with ") + describe_exit(code),
+                    "what": f"rank {rank} "
+                    + ("was killed by " if killed else "ended with ")
+                    + describe_exit(code),
                     "evidence": f"torchrun, pid {failure['pid']}; log: {attempt.rank_log(rank)}",
                     "remedy": "out of memory? dmesg | tail" if code == -signal.SIGKILL else "",
                     "rank": rank,

@@ -53,7 +53,9 @@ class World:
                 remedy="seatrial doctor    (or resources.gpus_per_node=0 for CPU)",
             )
         torch.cuda.set_device(local_rank)
-        return cls(rank=rank, local_rank=local_rank, world_size=world_size, device=torch.device("cuda", local_rank))
+        return cls(
+            rank=rank, local_rank=local_rank, world_size=world_size, device=torch.device("cuda", local_rank)
+        )
 
     @property
     def is_main(self) -> bool:

@@ -79,7 +79,9 @@ class Follower:
                 progress.num_steps, progress.from_step = row["num_steps"], row["from_step"]
                 progress.step = row["from_step"]
             if row["event"] == "predicting":
-                progress.phase = f"predicting {row['num_samples']} held-out samples with the {row['model']} model"
+                progress.phase = (
+                    f"predicting {row['num_samples']} held-out samples with the {row['model']} model"
+                )
         for row in _rows(self._metrics):
             if row.get("attempt") == self._attempt:
                 self._on_metric(row)

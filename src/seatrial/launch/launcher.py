@@ -63,7 +63,9 @@ def create(paths: RunPaths, spec: RunSpec | ScriptSpec, argv: Sequence[str]) -> 
     except FileExistsError as error:
         raise SpecError(f"{paths.root} exists", evidence="a run has a directory of its own") from error
     except OSError as error:
-        raise SpecError("the run directory can't be made", evidence=str(error), remedy="--runs-dir DIRECTORY") from error
+        raise SpecError(
+            "the run directory can't be made", evidence=str(error), remedy="--runs-dir DIRECTORY"
+        ) from error
     data = spec.model_dump(mode="json", by_alias=True)
     write_json(paths.spec, data)
     manifest = Manifest(
@@ -169,7 +171,12 @@ def failure_of(manifest: Manifest) -> SeatrialError | None:
         RunState.PREEMPTED: ExitCode.PREEMPTED,
     }.get(manifest.state, ExitCode.PLATFORM)
     return from_dict(
-        {"exit_code": code, "what": f"the run was {manifest.state}", "evidence": manifest.reason, "remedy": resume}
+        {
+            "exit_code": code,
+            "what": f"the run was {manifest.state}",
+            "evidence": manifest.reason,
+            "remedy": resume,
+        }
     )
 
 
@@ -195,7 +202,9 @@ def _collect(paths: RunPaths, manifest: Manifest) -> None:
             weights = commit.weights_sha256(paths.model(name))
             manifest.models[name] = {"sha256": marker["sha256"], "weights_sha256": weights}
     failed = [
-        e.check for e in read_evidence(paths.evidence) if e.verdict is Verdict.FAIL and e.check not in JUDGEMENTS
+        e.check
+        for e in read_evidence(paths.evidence)
+        if e.verdict is Verdict.FAIL and e.check not in JUDGEMENTS
     ]
     if manifest.state is RunState.COMPLETED and failed:
         manifest.state, manifest.reason = RunState.FAILED, f"post-conditions failed: {', '.join(failed)}"

@@ -41,7 +41,9 @@ def plan(
     )
 
 
-def stages_of(spec: RunSpec | ScriptSpec, paths: RunPaths, attempt: int, *, train_only: bool = False) -> tuple[Stage, ...]:
+def stages_of(
+    spec: RunSpec | ScriptSpec, paths: RunPaths, attempt: int, *, train_only: bool = False
+) -> tuple[Stage, ...]:
     """What a run does: a script, or training and then predictions of both models in the same allocation."""
     if isinstance(spec, ScriptSpec):
         return (Stage(name="script", argv=spec.command, reports=False),)

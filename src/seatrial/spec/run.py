@@ -112,7 +112,9 @@ class GatesSpec(_Section):
 
 def _clean_name(name: str) -> str:
     if not name or len(name) > 60 or not all(c.isalnum() or c in "-_." for c in name) or name[0] in "-.":
-        raise ValueError("a name has 1 to 60 letters, digits, '-', '_' or '.', and starts with neither - nor .")
+        raise ValueError(
+            "a name has 1 to 60 letters, digits, '-', '_' or '.', and starts with neither - nor ."
+        )
     return name
 
 
@@ -146,7 +148,9 @@ class RunSpec(_Section):
         metric = self.gates.compare.metric
         known = METRICS[self.task]
         if metric is not None and metric not in known:
-            raise ValueError(f"gates.compare.metric {metric!r} does not exist for {self.task}: {', '.join(known)}")
+            raise ValueError(
+                f"gates.compare.metric {metric!r} does not exist for {self.task}: {', '.join(known)}"
+            )
         return self
 
 

@@ -1,0 +1,98 @@
+"""What every platform must do, tried on every platform that this machine has, with real ranks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from seatrial.backends import registry
+from seatrial.backends.base import Backend, JobHandle
+from seatrial.launch import launcher
+from seatrial.runs.files import read_json
+from seatrial.runs.paths import RunPaths
+from seatrial.runs.plan import LaunchPlan, Stage
+from seatrial.runs.state import RunState
+from seatrial.spec.run import ScriptSpec
+
+pytestmark = pytest.mark.integration
+pytest.importorskip("torch", reason="real ranks need the extra 'train'")
+
+RANKS = "import os, time; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], flush=True)\n"
+
+
+@pytest.fixture(params=registry.names())
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return registry.get(request.param)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[[str], LaunchPlan]:
+    def plan_for(body: str) -> LaunchPlan:
+        script = tmp_path / "script.py"
+        script.write_text(RANKS + body)
+        paths = RunPaths(tmp_path / "a run with spaces")
+        launcher.create(paths, ScriptSpec(name="s", command=("script.py",), cwd=str(tmp_path)), ["seatrial", "run"])
+        return LaunchPlan(
+            run_id=paths.run_id, run_dir=paths.root, attempt=0, nodes=1, nproc=2, device="cpu", threads=1,
+            stages=(Stage(name="script", argv=(str(script),), reports=False),), python=sys.executable, cwd=tmp_path,
+            grace_s=5,
+        )  # fmt: skip
+
+    return plan_for
+
+
+def wait_for_end(paths: RunPaths, timeout_s: float = 60) -> RunState:
+    deadline = time.monotonic() + timeout_s
+    while not (state := launcher.settle(paths).state).is_terminal:
+        assert time.monotonic() < deadline, "it never ended"
+        time.sleep(0.1)
+    return state
+
+
+def test_render_is_pure(backend: Backend, make: Callable[[str], LaunchPlan]) -> None:
+    plan = make("")
+    before = sorted(plan.run_dir.rglob("*"))
+    assert backend.render(plan) == backend.render(plan)
+    assert sorted(plan.run_dir.rglob("*")) == before
+
+
+def test_a_job_runs_to_its_end(backend: Backend, make: Callable[[str], LaunchPlan]) -> None:
+    submitted = launcher.submit(make(""), backend)
+    assert JobHandle.parse(str(submitted.handle)) == submitted.handle
+    assert wait_for_end(submitted.paths) is RunState.COMPLETED
+    attempt = submitted.paths.attempt(0)
+    assert attempt.rank_log(0).read_text() == "rank 0 of 2\n"
+    assert attempt.rank_log(1).read_text() == "rank 1 of 2\n"
+    assert any(path.exists() for path in backend.logs(submitted.handle, submitted.paths.root))
+    assert backend.state(submitted.handle).state.is_terminal
+    backend.cancel(submitted.handle)  # of an ended job: nothing happens
+
+
+def test_a_failing_rank_fails_the_job(backend: Backend, make: Callable[[str], LaunchPlan]) -> None:
+    submitted = launcher.submit(make("raise SystemExit(7 if os.environ['RANK'] == '1' else 0)"), backend)
+    assert wait_for_end(submitted.paths) is RunState.FAILED
+    failure = read_json(submitted.paths.attempt(0).exit)["failure"]
+    assert (failure["rank"], failure["exit_code"]) == (1, 4)
+    assert "exit code 7" in failure["what"]
+
+
+def test_a_job_is_cancelled(backend: Backend, make: Callable[[str], LaunchPlan]) -> None:
+    submitted = launcher.submit(make("time.sleep(600)"), backend)
+    while not submitted.paths.attempt(0).rank_log(1).exists():
+        time.sleep(0.1)
+    assert backend.state(submitted.handle).state is RunState.RUNNING
+    backend.cancel(submitted.handle)
+    assert wait_for_end(submitted.paths, 30) is RunState.INTERRUPTED
+
+
+def test_a_job_that_ignores_requests_is_killed(backend: Backend, make: Callable[[str], LaunchPlan]) -> None:
+    stubborn = "import signal; [signal.signal(s, signal.SIG_IGN) for s in (2, 15)]; time.sleep(600)"
+    submitted = launcher.submit(make(stubborn), backend)
+    while not submitted.paths.attempt(0).rank_log(1).exists():
+        time.sleep(0.1)
+    backend.cancel(submitted.handle, force=True)
+    assert wait_for_end(submitted.paths, 30) is RunState.LOST
