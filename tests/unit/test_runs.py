@@ -177,7 +177,7 @@ class TestRecords:
         make_run(tmp_path, "r-1")
         make_run(tmp_path, "r-2").manifest.write_text('{"schema": 99}')
         make_run(tmp_path, "r-3")
-        found = dict((paths.run_id, entry) for paths, entry in iter_manifests(tmp_path))
+        found = {paths.run_id: entry for paths, entry in iter_manifests(tmp_path)}
         assert isinstance(found["r-2"], SpecError)
         assert isinstance(found["r-3"], Manifest)
 

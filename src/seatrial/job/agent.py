@@ -153,6 +153,7 @@ def torchrun_argv(plan: LaunchPlan, stage: Stage, failures: Path, port: int) -> 
         plan.python, "-m", "seatrial.job.torchrun", str(failures),
         f"--nnodes={plan.nodes}", f"--nproc-per-node={plan.nproc}", "--node-rank=0",
         "--master-addr=127.0.0.1", f"--master-port={port}", "--max-restarts=0",
+        f"--log-dir={failures.parent / 'torchrun'}",  # else it leaves a directory in /tmp at each start
         "-m", "seatrial.job.rank", str(RunPaths(plan.run_dir).attempt(plan.attempt).root), "--", *stage.argv,
     ]  # fmt: skip
 
