@@ -1,0 +1,1 @@
+"""Does the machine pass? Samples are collected, then judged by pure functions."""
