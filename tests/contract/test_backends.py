@@ -35,7 +35,9 @@ def make(tmp_path: Path) -> Callable[[str], LaunchPlan]:
         script = tmp_path / "script.py"
         script.write_text(RANKS + body)
         paths = RunPaths(tmp_path / "a run with spaces")
-        launcher.create(paths, ScriptSpec(name="s", command=("script.py",), cwd=str(tmp_path)), ["seatrial", "run"])
+        launcher.create(
+            paths, ScriptSpec(name="s", command=("script.py",), cwd=str(tmp_path)), ["seatrial", "run"]
+        )
         return LaunchPlan(
             run_id=paths.run_id, run_dir=paths.root, attempt=0, nodes=1, nproc=2, device="cpu", threads=1,
             stages=(Stage(name="script", argv=(str(script),), reports=False),), python=sys.executable, cwd=tmp_path,

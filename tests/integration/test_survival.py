@@ -108,13 +108,17 @@ class TestInterrupt:
         assert "saving a checkpoint first" in stderr and "seatrial runs resume" in stderr
         run = RunPaths(next(seatrial.runs_dir.iterdir()))
         assert rank_processes(run.root) == []
-        stopped = [e["step"] for e in read_json_lines(run.attempt(0).rank_events(0)) if e["event"] == "checkpoint"]
+        stopped = [
+            e["step"] for e in read_json_lines(run.attempt(0).rank_events(0)) if e["event"] == "checkpoint"
+        ]
         assert 0 < stopped[-1] < 600
         assert commit.is_committed(run.checkpoints / f"step_{stopped[-1]:06d}")
 
         assert seatrial("runs", "resume", "last").code == 0
         whole = seatrial(*words)
-        assert commit.weights_sha256(run.model("trained")) == commit.weights_sha256(whole.run.model("trained"))
+        assert commit.weights_sha256(run.model("trained")) == commit.weights_sha256(
+            whole.run.model("trained")
+        )
 
     def test_ctrl_c_twice_kills_at_once(self, seatrial: Seatrial, undisturbed: tuple[list[str], str]) -> None:
         process = seatrial.start(*undisturbed[0], fault="freeze:step=3")

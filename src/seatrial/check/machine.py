@@ -91,9 +91,17 @@ def judge(sample: Sample) -> list[Evidence]:
     ]
 
 
-def _verdict(check: str, verdict: Verdict, measured: Any, expected: Any = None, unit: str = "", *, say: str) -> Evidence:
+def _verdict(
+    check: str, verdict: Verdict, measured: Any, expected: Any = None, unit: str = "", *, say: str
+) -> Evidence:
     return Evidence(
-        check=check, verdict=verdict, measured=measured, expected=expected, unit=unit, source="doctor", message=say
+        check=check,
+        verdict=verdict,
+        measured=measured,
+        expected=expected,
+        unit=unit,
+        source="doctor",
+        message=say,
     )
 
 
@@ -116,7 +124,9 @@ def _torch(sample: Sample) -> Evidence:
     version = facts["version"]
     say = f"torch {version}, CUDA {facts['cuda'] or 'none (CPU build)'}, NCCL {facts['nccl'] or 'none'}"
     if tuple(int(part) for part in version.split(".")[:2]) < MIN_TORCH:
-        return _verdict("torch", Verdict.FAIL, version, f">= {wanted}", say=f"{say}. pip install 'torch>={wanted}'")
+        return _verdict(
+            "torch", Verdict.FAIL, version, f">= {wanted}", say=f"{say}. pip install 'torch>={wanted}'"
+        )
     return _verdict("torch", Verdict.PASS, version, f">= {wanted}", say=say)
 
 
@@ -129,14 +139,23 @@ def _gpus(sample: Sample) -> Evidence:
     if seen is None:
         return _verdict("gpus", Verdict.UNMEASURED, there, say=f"{there} × {names}; torch could not be asked")
     if len(seen) == there:
-        return _verdict("gpus", Verdict.PASS, there, there, "GPUs", say=f"{there} × {names}, all seen by torch")
+        return _verdict(
+            "gpus", Verdict.PASS, there, there, "GPUs", say=f"{there} × {names}, all seen by torch"
+        )
     cuda = sample.fingerprint["torch"]["cuda"]
     why = (
         "this torch is a CPU build: pip install a CUDA build (see pytorch.org)"
         if cuda is None
         else f"driver too old for CUDA {cuda}? {sample.fingerprint['host'].get('nvidia_driver')}"
     )
-    return _verdict("gpus", Verdict.FAIL, len(seen), there, "GPUs", say=f"{there} × {names}, torch sees {len(seen)}: {why}")
+    return _verdict(
+        "gpus",
+        Verdict.FAIL,
+        len(seen),
+        there,
+        "GPUs",
+        say=f"{there} × {names}, torch sees {len(seen)}: {why}",
+    )
 
 
 def _shm(sample: Sample) -> Evidence:
@@ -147,7 +166,9 @@ def _shm(sample: Sample) -> Evidence:
     say = f"/dev/shm has {size:g} GiB"
     if not good:
         say += ": mount -o remount,size=8G /dev/shm    (docker run --shm-size=8g)"
-    return _verdict("shared_memory", Verdict.PASS if good else Verdict.WARN, size, f">= {MIN_SHM_GIB:g}", "GiB", say=say)
+    return _verdict(
+        "shared_memory", Verdict.PASS if good else Verdict.WARN, size, f">= {MIN_SHM_GIB:g}", "GiB", say=say
+    )
 
 
 def _open_files(sample: Sample) -> Evidence:
@@ -156,8 +177,12 @@ def _open_files(sample: Sample) -> Evidence:
         return _verdict("open_files", Verdict.UNMEASURED, None, say="the limit could not be read")
     count = limits["open_files"]
     good = count is None or count >= MIN_OPEN_FILES
-    say = f"{'any number of' if count is None else count} open files" + ("" if good else f": ulimit -n {MIN_OPEN_FILES}")
-    return _verdict("open_files", Verdict.PASS if good else Verdict.WARN, count, f">= {MIN_OPEN_FILES}", say=say)
+    say = f"{'any number of' if count is None else count} open files" + (
+        "" if good else f": ulimit -n {MIN_OPEN_FILES}"
+    )
+    return _verdict(
+        "open_files", Verdict.PASS if good else Verdict.WARN, count, f">= {MIN_OPEN_FILES}", say=say
+    )
 
 
 def _locked_memory(sample: Sample) -> Evidence:
@@ -171,14 +196,20 @@ def _locked_memory(sample: Sample) -> Evidence:
     # RDMA registers whole buffers; without InfiniBand nothing locks memory.
     if Path("/sys/class/infiniband").is_dir():
         return _verdict("locked_memory", Verdict.WARN, limit, "unlimited", "bytes", say=say)
-    return _verdict("locked_memory", Verdict.SKIP, limit, "unlimited", "bytes", say=f"no InfiniBand here ({say})")
+    return _verdict(
+        "locked_memory", Verdict.SKIP, limit, "unlimited", "bytes", say=f"no InfiniBand here ({say})"
+    )
 
 
 def _disk(sample: Sample) -> Evidence:
     free = round(sample.disk_free_gib, 1)
     good = free >= MIN_DISK_GIB
-    say = f"{free} GiB free for {sample.runs_dir}" + ("" if good else ": --runs-dir DIRECTORY on a larger disk")
-    return _verdict("disk", Verdict.PASS if good else Verdict.WARN, free, f">= {MIN_DISK_GIB:g}", "GiB", say=say)
+    say = f"{free} GiB free for {sample.runs_dir}" + (
+        "" if good else ": --runs-dir DIRECTORY on a larger disk"
+    )
+    return _verdict(
+        "disk", Verdict.PASS if good else Verdict.WARN, free, f">= {MIN_DISK_GIB:g}", "GiB", say=say
+    )
 
 
 def _tool(sample: Sample, name: str) -> Evidence:

@@ -12,8 +12,12 @@ _BUILD_TIMEOUT_S = 300
 
 
 @click.command()
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of split, weights, order and dropout.")
-@click.option("--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs].")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of split, weights, order and dropout."
+)
+@click.option(
+    "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
+)
 def demo(seed: int, runs_dir: Path | None) -> int:
     """Train a small encoder to tell which standard library package a docstring comes from.
 
@@ -31,13 +35,16 @@ def demo(seed: int, runs_dir: Path | None) -> int:
     say("building the demo's data and model from the docstrings of Python's standard library")
     directory.parent.mkdir(parents=True, exist_ok=True)
     done = command.run(
-        [sys.executable, "-m", "seatrial.job.demo", str(directory), "--seed", str(seed)], timeout_s=_BUILD_TIMEOUT_S
+        [sys.executable, "-m", "seatrial.job.demo", str(directory), "--seed", str(seed)],
+        timeout_s=_BUILD_TIMEOUT_S,
     )
     if done.returncode != 0:
         raise PlatformError(
             "the demo's data and model could not be built",
             evidence="\n".join(done.stderr.strip().splitlines()[-3:]) or f"exit code {done.returncode}",
-            remedy="pip install 'seatrial[train]'" if "ModuleNotFoundError" in done.stderr else "seatrial doctor",
+            remedy="pip install 'seatrial[train]'"
+            if "ModuleNotFoundError" in done.stderr
+            else "seatrial doctor",
         )
     built = json.loads(done.stdout.splitlines()[-1])
     loaded = load(

@@ -11,7 +11,9 @@ import click
 
 
 @click.command()
-@click.option("--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs].")
+@click.option(
+    "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
+)
 @click.option("--json", "as_json", is_flag=True, help="The verdicts as one JSON document on stdout.")
 def doctor(runs_dir: Path | None, as_json: bool) -> int:
     """Look at this machine. Exit code 1 when something would stop `seatrial train` here."""
@@ -24,11 +26,17 @@ def doctor(runs_dir: Path | None, as_json: bool) -> int:
     findings = judge(sample)
     stops = [e.check for e in findings if e.verdict in {Verdict.FAIL, Verdict.ERROR}]
     if as_json:
-        document = {"schema": 1, "checks": [e.model_dump(mode="json") for e in findings], "machine": sample.fingerprint}
+        document = {
+            "schema": 1,
+            "checks": [e.model_dump(mode="json") for e in findings],
+            "machine": sample.fingerprint,
+        }
         click.echo(json.dumps(document, indent=2))
         return int(ExitCode.FAILED if stops else ExitCode.OK)
     host = sample.fingerprint.get("host", {})
-    click.echo(f"{sample.machine.hostname}: {sample.machine.cpus} cores, {host.get('memory_gib', '?')} GiB memory")
+    click.echo(
+        f"{sample.machine.hostname}: {sample.machine.cpus} cores, {host.get('memory_gib', '?')} GiB memory"
+    )
     width = max(40, min(shutil.get_terminal_size().columns, 110))
     for found in findings:
         head = f"{found.verdict:<10} {found.check:<14} "

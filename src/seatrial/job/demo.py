@@ -17,7 +17,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from seatrial.job.demo_data import Docstring, choose_classes, read_docstrings, split_by_module, standard_library
+from seatrial.job.demo_data import (
+    Docstring,
+    choose_classes,
+    read_docstrings,
+    split_by_module,
+    standard_library,
+)
 from seatrial.job.model import quiet_libraries
 from seatrial.runs.commit import commit, problems, read_marker, start
 

@@ -129,7 +129,11 @@ def _drawn_modules(modules: dict[str, list[Docstring]], rng: random.Random) -> s
 
 
 def _is_wanted(relative: Path) -> bool:
-    return len(relative.parts) > 1 and not (_SKIPPED & set(relative.parts)) and "config-" not in relative.parts[0]
+    return (
+        len(relative.parts) > 1
+        and not (_SKIPPED & set(relative.parts))
+        and "config-" not in relative.parts[0]
+    )
 
 
 def _docstrings_of(tree: ast.Module) -> Iterable[tuple[str, str]]:

@@ -35,7 +35,11 @@ def fingerprint() -> dict[str, Any]:
         "torch": torch_facts(),
         "variables": variables(dict(os.environ)),
         "packages": dict(
-            sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions() if d.metadata["Name"])
+            sorted(
+                (d.metadata["Name"], d.version)
+                for d in importlib.metadata.distributions()
+                if d.metadata["Name"]
+            )
         ),
     }
 
@@ -107,7 +111,10 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or "unknown"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def _driver() -> str | None:

@@ -51,7 +51,9 @@ def line_chart(title: str, unit: str, series: Sequence[Series], x_name: str = "s
                 for x, y in s.points
             ]
     first, last = drawn[0].points[0], drawn[0].points[-1]
-    told = f"{title}: {first[1]:.4g} at {x_name} {label(first[0])}, {last[1]:.4g} at {x_name} {label(last[0])}"
+    told = (
+        f"{title}: {first[1]:.4g} at {x_name} {label(first[0])}, {last[1]:.4g} at {x_name} {label(last[0])}"
+    )
     legend = "".join(f'<span class="key {escape(s.style)}">{escape(s.name)}</span>' for s in drawn)
     return Markup(
         f'<figure><figcaption><b>{escape(title)}</b> <span class="unit">{escape(unit)}</span> {legend}</figcaption>'
@@ -83,7 +85,9 @@ def interval_plot(rows: Sequence[tuple[str, float, Sequence[float]]], unit: str)
             f'<circle class="dot {style}" cx="{x_of(value):.1f}" cy="{y}" r="6"/>'
         )
     told = "; ".join(f"{name}: {value:.4g}, interval {b[0]:.4g} to {b[1]:.4g}" for name, value, b in rows)
-    return Markup(f'<svg viewBox="0 0 {WIDTH} {bottom + 26}" role="img" aria-label="{escape(told)}">{"".join(parts)}</svg>')
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {bottom + 26}" role="img" aria-label="{escape(told)}">{"".join(parts)}</svg>'
+    )
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

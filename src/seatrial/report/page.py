@@ -62,7 +62,10 @@ def curves(data: ReportData) -> list[Markup]:
         line_chart(
             "Loss",
             unit,
-            [Series("training", points(data.train, "loss")), Series("held out", points(data.evaluations, "loss"), "b")],
+            [
+                Series("training", points(data.train, "loss")),
+                Series("held out", points(data.evaluations, "loss"), "b"),
+            ],
         ),
         line_chart("Learning rate", "", [Series("learning rate", points(data.train, "learning_rate"))]),
         line_chart("Throughput", "samples/s", [Series("all ranks", points(data.train, "samples_per_s"))]),
