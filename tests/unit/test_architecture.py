@@ -23,6 +23,7 @@ LEVELS = {
     "compare": 6,
     "report": 6,
     "cli": 7,
+    "testing": 8,
 }
 JOB_MAY_IMPORT = {"errors", "command", "spec", "runs", "job"}
 HEAVY = {"torch", "transformers", "datasets", "tokenizers", "safetensors"}

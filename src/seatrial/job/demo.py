@@ -54,7 +54,7 @@ def build(directory: Path, seed: int) -> dict[str, Any]:
     where = {"data": str(directory / "data"), "model": str(directory / "model")}
     marker = read_marker(directory)
     if marker is not None and marker["made_from"] == made_from and not problems(directory):
-        return marker["about"] | where
+        return {**marker["about"], **where}
     docstrings, _ = read_docstrings(standard_library())
     train, test = split_by_module(choose_classes(docstrings), seed)
     aside = start(directory)
@@ -72,7 +72,7 @@ def build(directory: Path, seed: int) -> dict[str, Any]:
     if marker is not None:
         (directory / "COMMITTED.json").unlink()  # built by another version: `commit` may replace it now
     commit(aside, directory, made_from=made_from, about=about)
-    return about | where
+    return {**about, **where}
 
 
 def write_rows(path: Path, rows: list[Docstring]) -> None:
