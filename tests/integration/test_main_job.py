@@ -115,7 +115,13 @@ class TestWholeRun:
         done = seatrial("predict", "last", "--model", "trained", "--data", str(other))
         assert done.code == 0, done.stderr
         _, rows = read_predictions(Path(done.stdout.strip()))
-        assert rows["prediction"].to_pylist() == ["pos", "neg"]
+        assert rows["label"].to_pylist() == ["pos", "neg"]
+        assert [len(p) for p in rows["probabilities"].to_pylist()] == [2, 2]
+        assert seatrial("predict", "last", "--data", "none.csv").code == 2
+        other.write_text('{"sentence": "x", "label": "unheard of"}\n')
+        wrong = seatrial("predict", "last", "--data", str(other))
+        assert wrong.code == 2 and "training never saw" in wrong.stderr
+        assert wrong.manifest.state == "completed", "more predictions say nothing of the run"
 
     def test_the_page_can_be_written_again(self, finished: tuple[Seatrial, Done]) -> None:
         seatrial, done = finished

@@ -39,17 +39,18 @@ def predict(run: str, models: tuple[str, ...], data: str | None, runs_dir: Path 
             evidence=f"{paths.model(absent[0])} was never committed",
             remedy=f"seatrial runs resume {paths.run_id}",
         )
+    if data is not None and not Path(data).expanduser().exists() and (Path(data).suffix or data[0] in "/.~"):
+        raise SpecError(
+            f"there is no data at {data}", evidence=f"looked in {Path.cwd()}", remedy="--data FILE"
+        )
     launcher.settle(paths)
     attempt = len(read_manifest(paths).attempts)
     suffix = f"-{Path(data).stem}" if data else ""
     arguments = ["--models", *chosen]
     if data is not None:
-        arguments += [
-            "--data",
-            str(Path(data).absolute()) if Path(data).exists() else data,
-            "--suffix",
-            suffix,
-        ]
+        local = Path(data).expanduser()
+        where = str(local.absolute()) if local.exists() else data
+        arguments += ["--data", where, f"--suffix={suffix}"]  # one word: the suffix starts with a dash
     start_attempt(paths, spec, (predict_stage(paths, attempt, *arguments),), attempt)
     failure = launcher.failure_of(launcher.settle(paths))
     if failure is not None:

@@ -71,7 +71,7 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
 @click.option("--subset", help="Configuration of a hub data set.")
 @click.option("--text", help="Column of the text.")
 @click.option("--label", help="Column of the label.")
-@click.option("--max-length", type=int, help="Longest text in tokens [128].")
+@click.option("--max-length", type=int, help="Longest text in tokens [128, or the model's limit].")
 @click.option("--train-samples", type=int, help="At most so many training samples.")
 @click.option("--eval-samples", type=int, help="At most so many held-out samples.")
 @click.option("--epochs", type=float, help="Passes over the data [3].")

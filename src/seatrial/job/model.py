@@ -24,6 +24,7 @@ from seatrial.runs.commit import commit, is_committed, problems, start
 from seatrial.spec.run import Task
 
 _AUTO = {"text-classification": AutoModelForSequenceClassification, "causal-lm": AutoModelForCausalLM}
+DEFAULT_LENGTH = 128
 _LIMIT_OF_A_TOKENIZER_WITHOUT_LIMIT = 10**6
 
 
@@ -34,6 +35,10 @@ class LoadedModel:
     model: Any
     tokenizer: Any
     facts: dict[str, Any]
+
+    def max_length(self, asked: int | None) -> int:
+        """The longest text in tokens, as `text_length` decides."""
+        return text_length(asked, self.facts["name"], self.model.config, self.tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -48,23 +53,42 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def check_model(name: str, max_length: int) -> dict[str, Any]:
+def check_model(name: str, max_length: int | None) -> dict[str, Any]:
     """Looks at a model without loading its weights.
 
     Raises:
         SpecError: it isn't there, has no tokenizer or no safe weights, or takes shorter texts than `max_length`.
     """
     config = _from(name, AutoConfig, "configuration")
-    tokenizer = _tokenizer(name)
+    tokenizer = load_tokenizer(name, config)
     _check_weights(name)
-    limit = longest_text(config, tokenizer)
-    if limit is not None and max_length > limit:
+    length = text_length(max_length, name, config, tokenizer)
+    return {"name": name, "type": config.model_type, "vocabulary": len(tokenizer), "max_length": length}
+
+
+def load_tokenizer(name: str, config: Any) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        SpecError: there is none, or its token ids go beyond the model's embeddings. Transformers makes an *empty*
+            tokenizer for a directory that has none, for which every word is unknown: training on that would run.
+    """
+    tokenizer = _from(name, AutoTokenizer, "tokenizer")
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if not words:
         raise SpecError(
-            f"the model takes at most {limit} tokens",
-            evidence=f"data.max_length is {max_length}; {name} has {limit} positions",
-            remedy=f"data.max_length={limit}",
+            f"the model {name!r} has no tokenizer",
+            evidence=f"the one that Transformers made for it knows no words, only {tokenizer.all_special_tokens}",
+            remedy="save it beside the weights: tokenizer.save_pretrained(DIRECTORY)",
         )
-    return {"name": name, "type": config.model_type, "vocabulary": len(tokenizer), "longest_text": limit}
+    largest = max(tokenizer.get_vocab().values())
+    embeddings = getattr(config, "vocab_size", None)
+    if embeddings is not None and largest >= embeddings:
+        raise SpecError(
+            f"the tokenizer of {name!r} belongs to another model",
+            evidence=f"its token ids go up to {largest}, the model has {embeddings} embeddings",
+        )
+    return tokenizer
 
 
 def load_model(name: str, task: Task, labels: tuple[str, ...], *, new_head: bool = True) -> LoadedModel:
@@ -94,7 +118,7 @@ def load_model(name: str, task: Task, labels: tuple[str, ...], *, new_head: bool
     missing = sorted(info["missing_keys"])
     if missing and not new_head:
         raise SpecError(f"the model {name} lacks weights", evidence=", ".join(missing[:8]))
-    tokenizer = _tokenizer(name)
+    tokenizer = load_tokenizer(name, model.config)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -140,6 +164,24 @@ def class_names(path: Path) -> tuple[str, ...]:
     return tuple(id2label[i] for i in sorted(id2label))
 
 
+def text_length(asked: int | None, name: str, config: Any, tokenizer: Any) -> int:
+    """Tokens that a text may have: what was asked for, else `DEFAULT_LENGTH` or the model's limit if that is less.
+
+    Raises:
+        SpecError: more was asked for than the model takes.
+    """
+    limit = longest_text(config, tokenizer)
+    if asked is None:
+        return DEFAULT_LENGTH if limit is None else min(DEFAULT_LENGTH, limit)
+    if limit is not None and asked > limit:
+        raise SpecError(
+            f"the model takes at most {limit} tokens",
+            evidence=f"data.max_length is {asked}; {name} has {limit} positions",
+            remedy=f"data.max_length={limit}",
+        )
+    return asked
+
+
 def longest_text(config: Any, tokenizer: Any) -> int | None:
     """Most tokens that the model takes, or None where it names no limit."""
     limits = []
@@ -178,10 +220,6 @@ def loss_and_hits(
     )
     hits = ((logits[:, :-1].argmax(-1) == shifted) & (shifted != IGNORE)).sum()
     return token_loss.sum(), hits, token_loss.sum(1)
-
-
-def _tokenizer(name: str) -> Any:
-    return _from(name, AutoTokenizer, "tokenizer")
 
 
 def _from(name: str, kind: Any, what: str) -> Any:

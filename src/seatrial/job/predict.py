@@ -104,7 +104,7 @@ def predict(
     """
     path = reporter.paths.model(model_name)
     loaded = model.load_committed(path, spec.task, labels)
-    tokens = tokenize(samples, loaded.tokenizer, spec.data.max_length)
+    tokens = tokenize(samples, loaded.tokenizer, loaded.max_length(spec.data.max_length))
     mine = np.argsort(-tokens.lengths, kind="stable")[world.rank :: world.world_size]
     part = forward(loaded, tokens, mine, spec, world)
     target = reporter.paths.predictions(file_name)

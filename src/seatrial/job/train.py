@@ -179,7 +179,8 @@ def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
         if world.is_main:
             model.save_model(original, loaded.model, loaded.tokenizer, **loaded.facts)
     train_tokens, test_tokens = (
-        tokenize(split, loaded.tokenizer, spec.data.max_length) for split in (samples.train, samples.test)
+        tokenize(split, loaded.tokenizer, loaded.max_length(spec.data.max_length))
+        for split in (samples.train, samples.test)
     )
     report_data(reporter, samples, train_tokens, test_tokens, loaded)
 

@@ -148,6 +148,11 @@ def settle(paths: RunPaths) -> Manifest:
         record.exit_code, record.failure = ended["exit_code"], ended["failure"]
         manifest.state = _OUTCOMES[ended["outcome"]]
         manifest.reason = (ended["failure"] or {}).get("what", "")
+    if record.stages == ["predict"] and any(
+        a.exit_code == 0 and "train" in a.stages for a in manifest.attempts[:-1]
+    ):
+        # More predictions of a run that was complete: whether they came off says nothing of the run.
+        manifest.state, manifest.reason = RunState.COMPLETED, ""
     _collect(paths, manifest)
     write_manifest(paths, manifest)
     return manifest
@@ -156,7 +161,7 @@ def settle(paths: RunPaths) -> Manifest:
 def failure_of(manifest: Manifest) -> SeatrialError | None:
     """The error of the latest attempt, as the command that followed it reports it; None when it went well."""
     record = manifest.attempt
-    if manifest.state is RunState.COMPLETED:
+    if record.exit_code == 0:
         return None
     resume = f"seatrial runs resume {manifest.run_id}"
     if record.failure is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 12, 34
+WIDTH, HEIGHT = 440, 210
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 36
 MAX_POINTS = 600
 
 Point = tuple[float, float]
@@ -40,7 +40,7 @@ def line_chart(title: str, unit: str, series: Sequence[Series], x_name: str = "s
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
         parts.append(f'<text class="end" x="{_LEFT - 8}" y="{y + 4:.1f}">{label(tick)}</text>')
     for tick in x_ticks:
-        parts.append(f'<text class="mid" x="{x_of(tick):.1f}" y="{HEIGHT - 14}">{label(tick)}</text>')
+        parts.append(f'<text class="mid" x="{x_of(tick):.1f}" y="{HEIGHT - 18}">{label(tick)}</text>')
     for s in drawn:
         at = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in s.points)
         parts.append(f'<polyline class="line {escape(s.style)}" points="{at}"/>')
@@ -68,7 +68,7 @@ def interval_plot(rows: Sequence[tuple[str, float, Sequence[float]]], unit: str)
     high = max(r[2][1] for r in rows)
     margin = max((high - low) * 0.08, 1e-9)
     axis = ticks(low, high, 5)
-    x_of = _scale(min(low, axis[0]) - margin, max(high, axis[-1]) + margin, 90, WIDTH - 20)
+    x_of = _scale(min(low, axis[0]) - margin, max(high, axis[-1]) + margin, 80, WIDTH - 24)
     bottom = 34 * len(rows) + 12
     show = (lambda v: f"{100 * v:.4g} %") if unit == "fraction" else label
     parts = [
@@ -86,7 +86,7 @@ def interval_plot(rows: Sequence[tuple[str, float, Sequence[float]]], unit: str)
         )
     told = "; ".join(f"{name}: {value:.4g}, interval {b[0]:.4g} to {b[1]:.4g}" for name, value, b in rows)
     return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {bottom + 26}" role="img" aria-label="{escape(told)}">{"".join(parts)}</svg>'
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {bottom + 26}" role="img" aria-label="{escape(told)}">{"".join(parts)}</svg>'
     )
 
 
@@ -126,6 +126,6 @@ def label(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _scale(low: float, high: float, at_low: float, at_high: float):  # type: ignore[no-untyped-def]
+def _scale(low: float, high: float, at_low: float, at_high: float) -> Callable[[float], float]:
     span = (high - low) or 1.0
     return lambda value: at_low + (value - low) / span * (at_high - at_low)

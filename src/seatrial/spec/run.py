@@ -33,8 +33,8 @@ class DataSpec(_Section):
     """Name of the held-out split [default: test, else validation]."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Part of the samples held out when the data has one split only; drawn by train.seed."""
-    max_length: Annotated[int, Field(ge=2)] = 128
-    """Longest text in tokens; longer ones are cut, and counted."""
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    """Longest text in tokens; longer ones are cut, and counted [default: 128, or the model's limit if less]."""
     train_samples: Annotated[int, Field(ge=1)] | None = None
     """At most so many training samples, drawn by train.seed."""
     test_samples: Annotated[int, Field(ge=1)] | None = None
