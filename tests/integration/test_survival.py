@@ -204,9 +204,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_really_full(seatrial: Seatrial, recipe: Callable[..., str], small_disk: Path) -> None:
     name = recipe(keep_checkpoints=1000, checkpoint_every=2)
-    code = seatrial("train", name, "--runs-dir", str(small_disk))
-    assert code.code == 4
-    assert "the disk is full" in code.stderr
+    done = seatrial("train", name, "--runs-dir", str(small_disk))
+    assert done.code == 4
+    assert "the disk is full" in done.stderr
     run = RunPaths(next(p for p in small_disk.iterdir() if p.is_dir()))
     kept = sorted(p for p in run.checkpoints.iterdir())
     assert kept and all(commit.problems(p) == [] for p in kept)

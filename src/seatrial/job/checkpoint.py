@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from seatrial.job.reporter import Reporter
 from seatrial.job.world import World
 from seatrial.runs.commit import commit, is_committed, problems, start
 from seatrial.runs.evidence import Verdict
+
+_FULL_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -79,9 +82,13 @@ def save(root: Path, state: TrainState, world: World, keep: int, fault: Any = No
                 "world_size": world.world_size,
             }
             (aside / "trainer.json").write_text(json.dumps(trainer))
-    except BaseException:
+    except BaseException as error:
+        free = shutil.disk_usage(root).free
         if world.is_main:
             shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, RuntimeError) and free < _FULL_BYTES:
+            # torch.save says "unexpected pos" when the disk has no more room.
+            raise OSError(errno.ENOSPC, f"No space left on device ({free} bytes free)", str(aside)) from error
         raise
     dist.barrier()
     if world.is_main:

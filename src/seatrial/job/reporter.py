@@ -117,16 +117,22 @@ def explain(error: Exception) -> SeatrialError:
             evidence=str(error).splitlines()[0][:300],
             remedy="halve train.batch_size and double train.grad_accumulation: the global batch stays the same",
         )
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        where = error.filename or "the run directory"
+    if is_disk_full(error):
         return PlatformError(
             "the disk is full",
-            evidence=f"{error.strerror}: {where}",
+            evidence=" ".join(str(error).split())[:300],
             remedy="free some space, then: seatrial runs resume RUN",
         )
     last = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
     return PlatformError(f"{type(error).__name__}{where}", evidence=str(error)[:600] or repr(error))
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether a write found no room. Libraries that are not written in Python pass the reason on as text only."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return True
+    return any(sign in str(error) for sign in ("No space left on device", "Disk quota exceeded"))
 
 
 def is_out_of_memory(error: Exception) -> bool:
