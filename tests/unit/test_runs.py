@@ -129,7 +129,10 @@ class TestCommit:
 
 
 class TestLock:
-    def test_a_second_holder_is_refused_and_told_who_holds_it(self, tmp_path: Path) -> None:
+    def test_a_second_holder_is_refused_and_told_who_holds_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lock, "_PATIENCE_S", 0.1)
         path = tmp_path / "run-1" / ".lock"
         path.parent.mkdir()
         code = (

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,37 +14,53 @@ from pathlib import Path
 from seatrial.errors import SpecError
 
 
+_PATIENCE_S = 2.0
+"""An agent writes its exit record a moment before it dies and lets go of the lock."""
+
+
 @contextmanager
 def hold(lock: Path, what: str) -> Iterator[None]:
     """Holds the run's lock while the block runs; the kernel lets go of it when the process dies.
 
     Raises:
-        SpecError: another process holds it.
+        SpecError: another process holds it, and goes on holding it.
     """
+    with _taken(lock) as descriptor:
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "what": what}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        yield
+
+
+def check_free(lock: Path) -> None:
+    """Raises `SpecError` when another process holds the lock."""
+    if lock.exists():
+        with _taken(lock):
+            pass
+
+
+@contextmanager
+def _taken(lock: Path) -> Iterator[int]:
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
-            raise SpecError(
-                f"the run directory {lock.parent.name} is in use",
-                evidence=f"{lock} is held by {holder or 'another process'}",
-                remedy=f"seatrial runs show {lock.parent.name}    (or wait for it to end)",
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(
-            descriptor,
-            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "what": what}).encode(),
-            0,
-        )
-        yield
+        deadline = time.monotonic() + _PATIENCE_S
+        while not _try(descriptor):
+            if time.monotonic() > deadline:
+                holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
+                raise SpecError(
+                    f"the run directory {lock.parent.name} is in use",
+                    evidence=f"{lock} is held by {holder or 'another process'}",
+                    remedy=f"seatrial runs show {lock.parent.name}    (or wait for it to end)",
+                )
+            time.sleep(0.05)
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def check_free(lock: Path) -> None:
-    """Raises `SpecError` when another process holds the lock; leaves it as it was."""
-    if lock.exists():
-        with hold(lock, "looking"):
-            pass
+def _try(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
