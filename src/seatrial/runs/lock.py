@@ -13,7 +13,6 @@ from pathlib import Path
 
 from seatrial.errors import SpecError
 
-
 _PATIENCE_S = 2.0
 """An agent writes its exit record a moment before it dies and lets go of the lock."""
 
