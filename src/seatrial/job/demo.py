@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from seatrial.job.demo_data import (
@@ -104,13 +104,15 @@ def make_model(path: Path, texts: list[str], seed: int) -> None:
 
 
 def make_tokenizer(texts: list[str]) -> Any:
-    """WordPiece on lower-cased words; a text is ``[CLS] … [SEP]``."""
-    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 - a token of text
+    """Byte pairs within lower-cased words; a text is ``[CLS] … [SEP]``.
+
+    BPE, since the trainers of WordPiece and Unigram give another vocabulary each time.
+    """
+    raw = Tokenizer(models.BPE(unk_token="[UNK]"))  # noqa: S106 - a token of text
     raw.normalizer = normalizers.BertNormalizer(lowercase=True)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    raw.decoder = decoders.WordPiece()
     raw.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=_VOCABULARY, special_tokens=_SPECIAL, show_progress=False)
+        texts, trainers.BpeTrainer(vocab_size=_VOCABULARY, special_tokens=_SPECIAL, show_progress=False)
     )
     raw.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
