@@ -118,17 +118,21 @@ def _bar() -> Iterator[Any]:
     else:
         columns += [TextColumn("{task.fields[numbers]}")]
     with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None, numbers="")
+        phase, task = "", None
 
         def show(progress: Progress) -> None:
+            nonlocal phase, task
             training = progress.phase == "training"
-            bar.update(
-                task,
-                description=progress.phase[: console.width // 2],
-                total=progress.num_steps if training else None,
-                completed=progress.step if training else 0,
-                numbers=_numbers(progress) if training else "",
-            )
+            if progress.phase != phase or task is None:
+                # A new task: rich never takes the total away from one that has had one.
+                if task is not None:
+                    bar.remove_task(task)
+                phase = progress.phase
+                task = bar.add_task(
+                    phase[: console.width // 2], total=progress.num_steps if training else None, numbers=""
+                )
+            if training:
+                bar.update(task, completed=progress.step, numbers=_numbers(progress))
 
         yield show
 

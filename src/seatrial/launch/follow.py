@@ -11,7 +11,6 @@ from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan
 
 _PHASES = {
-    "started": "starting",
     "loading": "loading data and model",
     "training": "training",
     "saving": "saving the trained model",
@@ -75,6 +74,8 @@ class Follower:
         progress = self.progress
         for row in _rows(self._events):
             progress.phase = _PHASES.get(row["event"], progress.phase)
+            if row["event"] == "started":
+                progress.phase = f"starting to {row['stage']}"
             if row["event"] == "training":
                 progress.num_steps, progress.from_step = row["num_steps"], row["from_step"]
                 progress.step = row["from_step"]
