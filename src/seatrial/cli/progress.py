@@ -104,7 +104,7 @@ class _Lines:
 @contextmanager
 def _bar() -> Iterator[Any]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
@@ -118,7 +118,8 @@ def _bar() -> Iterator[Any]:
     else:
         columns += [TextColumn("{task.fields[numbers]}")]
     with Bar(*columns, console=console, transient=True) as bar:
-        phase, task = "", None
+        phase = ""
+        task: Any = None
 
         def show(progress: Progress) -> None:
             nonlocal phase, task
@@ -132,7 +133,8 @@ def _bar() -> Iterator[Any]:
                     phase[: console.width // 2], total=progress.num_steps if training else None, numbers=""
                 )
             if training:
-                bar.update(task, completed=progress.step, numbers=_numbers(progress))
+                count = f"{progress.step}/{progress.num_steps}"
+                bar.update(task, completed=progress.step, numbers=_numbers(progress), count=count)
 
         yield show
 
