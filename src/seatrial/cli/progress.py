@@ -111,7 +111,7 @@ def _bar() -> Iterator[Any]:
     columns: list[Any] = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None)]
     if console.width >= 70:
         columns += [
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(compact=True),
         ]
@@ -129,9 +129,8 @@ def _bar() -> Iterator[Any]:
                 if task is not None:
                     bar.remove_task(task)
                 phase = progress.phase
-                task = bar.add_task(
-                    phase[: console.width // 2], total=progress.num_steps if training else None, numbers=""
-                )
+                total = progress.num_steps if training else None
+                task = bar.add_task(phase[: console.width // 2], total=total, numbers="", count="")
             if training:
                 count = f"{progress.step}/{progress.num_steps}"
                 bar.update(task, completed=progress.step, numbers=_numbers(progress), count=count)
