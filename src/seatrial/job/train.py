@@ -378,7 +378,7 @@ def check_finite(job: Job) -> None:
 @torch.no_grad()
 def evaluate(job: Job) -> None:
     """Loss and accuracy over the held-out samples, each seen by one rank once. Chooses nothing: only for the curve."""
-    world, tokens = job.world, job.test
+    world, tokens, began = job.world, job.test, time.perf_counter()
     job.loaded.model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=world.device)
     mine = np.argsort(tokens.lengths, kind="stable")[world.rank :: world.world_size]
@@ -391,7 +391,7 @@ def evaluate(job: Job) -> None:
         totals += torch.stack([loss.double(), hits.double()])
     dist.all_reduce(totals)
     job.loaded.model.train()
-    job.window.started = time.perf_counter()
+    job.window.started += time.perf_counter() - began  # throughput is of training
     weight = max(1, int(tokens.targets.sum()))
     loss_sum, hits_sum = totals.tolist()
     job.reporter.metric(
