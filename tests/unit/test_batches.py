@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,12 +16,19 @@ from seatrial.job.data import Samples
 
 plans = st.builds(
     BatchPlan,
-    num_samples=st.integers(1, 200),
-    batch_size=st.integers(1, 9),
-    grad_accumulation=st.integers(1, 4),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=300).map(np.asarray),
+    global_batch=st.integers(1, 36),
+    micro_batch=st.integers(1, 9),
     world_size=st.integers(1, 8),
     seed=st.integers(0, 5),
+    grouped=st.booleans(),
+    batch_tokens=st.none() | st.integers(2, 100),
 )
+
+
+def plan_of(num_samples: int, global_batch: int, seed: int = 0, **more: object) -> BatchPlan:
+    lengths = np.random.default_rng(7).integers(3, 60, num_samples)
+    return BatchPlan(lengths, global_batch, **{"micro_batch": 4, "world_size": 1, "seed": seed, **more})  # type: ignore[arg-type]
 
 
 @given(plans, st.integers(0, 3))
@@ -27,26 +36,46 @@ def test_an_epoch_holds_each_sample_once(plan: BatchPlan, epoch: int) -> None:
     seen = []
     for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
         for rank in range(plan.world_size):
-            micro = plan.micro_batches(plan.indices(step), rank)
-            assert len(micro) <= plan.grad_accumulation
-            assert all(1 <= len(part) <= plan.batch_size for part in micro)
-            seen += [int(i) for part in micro for i in part]
+            for part in plan.micro_batches(plan.indices(step), rank):
+                assert len(part) >= 1
+                if plan.batch_tokens is None:
+                    assert len(part) <= plan.micro_batch
+                else:
+                    padded = len(part) * plan.lengths[part].max()
+                    assert padded <= plan.batch_tokens or len(part) == 1
+                seen += [int(i) for i in part]
     assert sorted(seen) == list(range(plan.num_samples))
 
 
 @given(plans, st.integers(0, 30))
 def test_the_global_batch_does_not_depend_on_the_number_of_ranks(plan: BatchPlan, step: int) -> None:
-    """16 × 2 ranks and 32 × 1 rank take the same steps."""
-    merged = BatchPlan(plan.num_samples, plan.global_batch, 1, 1, plan.seed)
+    """16 × 2 ranks and 32 × 1 rank take the same steps, and a run may go on with other ranks than it began with."""
+    merged = replace(plan, world_size=1, micro_batch=plan.global_batch)
     assert merged.steps_per_epoch == plan.steps_per_epoch
     assert (merged.indices(step) == plan.indices(step)).all()
 
 
-def test_epochs_differ_and_seeds_differ() -> None:
-    plan, other = BatchPlan(100, 10, 1, 1, 0), BatchPlan(100, 10, 1, 1, 1)
+@pytest.mark.parametrize("grouped", [True, False])
+def test_epochs_differ_and_seeds_differ(grouped: bool) -> None:
+    plan, other = plan_of(100, 10, grouped=grouped), plan_of(100, 10, seed=1, grouped=grouped)
     assert not (plan.order(0) == plan.order(1)).all()
     assert not (plan.order(0) == other.order(0)).all()
-    assert (plan.order(0) == BatchPlan(100, 5, 1, 2, 0).order(0)).all()
+    assert (plan.order(0) == plan_of(100, 10, grouped=grouped, world_size=2).order(0)).all()
+
+
+def padding(plan: BatchPlan, epoch: int = 0) -> float:
+    """Part of the computed tokens that are padding."""
+    batches = [
+        plan.lengths[plan.indices(epoch * plan.steps_per_epoch + s)] for s in range(plan.steps_per_epoch)
+    ]
+    return 1 - sum(b.sum() for b in batches) / sum(len(b) * b.max() for b in batches)
+
+
+def test_grouping_leaves_little_padding_and_the_order_of_batches_random() -> None:
+    grouped, plain = plan_of(20_000, 32), plan_of(20_000, 32, grouped=False)
+    assert padding(grouped) < 0.05 < 0.4 < padding(plain)
+    means = np.asarray([grouped.lengths[grouped.indices(s)].mean() for s in range(grouped.steps_per_epoch)])
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -54,7 +83,7 @@ def test_epochs_differ_and_seeds_differ() -> None:
     [(1, None, 7), (2, None, 14), (0.5, None, 4), (3, 5, 5), (0.01, None, 1)],
 )
 def test_number_of_steps(epochs: float, max_steps: int | None, steps: int) -> None:
-    assert BatchPlan(100, 16, 1, 1, 0).num_steps(epochs, max_steps) == steps
+    assert plan_of(100, 16).num_steps(epochs, max_steps) == steps
 
 
 def tokens(*rows: list[int], labels: list[int] | None = None) -> Tokens:

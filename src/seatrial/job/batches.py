@@ -7,21 +7,22 @@ needs no sampler state, and any number of ranks goes through the same global bat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from seatrial.job.data import Samples
+from seatrial.spec.run import TrainSpec
 
 IGNORE = -100
 """Label of a position that has no target (PyTorch's default ``ignore_index``)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tokens:
     """A tokenised split: the token ids of all samples end to end.
 
@@ -37,12 +38,12 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """int64 tokens of each sample."""
         return np.diff(self.offsets)
 
-    @property
+    @cached_property
     def targets(self) -> np.ndarray:
         """int64 weight of each sample in the loss: its label, or the tokens that have a predecessor."""
         return np.ones(len(self), np.int64) if len(self.labels) else np.maximum(self.lengths - 1, 0)
@@ -94,24 +95,45 @@ def collate(tokens: Tokens, indices: Sequence[int] | np.ndarray, pad_id: int) ->
     }
 
 
-@dataclass(frozen=True, slots=True)
+_WINDOW = 64
+"""Global batches that are sorted by length together. Wider gains nothing: at 64 of them the padding is near its floor."""
+
+
+@dataclass(frozen=True)
 class BatchPlan:
     """Every sample once an epoch, none twice, for any number of ranks.
 
-    The last global batch of an epoch may be smaller; its samples are spread evenly, and a rank may get none.
+    The order is drawn from (seed, epoch). With `grouped`, samples of about one length share a global batch: windows of
+    the random order are sorted by length and cut, and the cuts are shuffled, so that little is computed on padding and
+    nothing is learnt from the order. The last global batch of an epoch may be smaller; a rank may get none of it.
     """
 
-    num_samples: int
-    batch_size: int
-    """Samples of one rank in one forward pass."""
-    grad_accumulation: int
+    lengths: np.ndarray
+    """int64 [samples] tokens."""
+    global_batch: int
+    """Samples of one optimizer step, whatever the number of ranks."""
+    micro_batch: int
+    """At most so many samples in one forward pass of a rank …"""
     world_size: int
     seed: int
+    grouped: bool = True
+    batch_tokens: int | None = None
+    """… or, instead, as many as fit into so many tokens, padding included."""
+
+    @classmethod
+    def of(
+        cls, train: TrainSpec, lengths: np.ndarray, world_size: int, global_batch: int | None = None
+    ) -> BatchPlan:
+        """The plan of a recipe; `global_batch` is that of the attempt before, which ran on other ranks maybe."""
+        return cls(
+            lengths, global_batch or train.batch_size * train.grad_accumulation * world_size, train.batch_size,
+            world_size, train.seed, train.group_by_length, train.batch_tokens,
+        )  # fmt: skip
 
     @property
-    def global_batch(self) -> int:
-        """Samples of one optimizer step."""
-        return self.batch_size * self.grad_accumulation * self.world_size
+    def num_samples(self) -> int:
+        """Samples of one epoch."""
+        return len(self.lengths)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -124,8 +146,11 @@ class BatchPlan:
         return wanted if max_steps is None else min(wanted, max_steps)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The permutation of one epoch."""
-        return _permutation(self.seed, epoch, self.num_samples)
+        """The permutation of one epoch; a global batch is a slice of it."""
+        if epoch not in self._drawn:
+            self._drawn.clear()
+            self._drawn[epoch] = self._draw(epoch)
+        return self._drawn[epoch]
 
     def indices(self, step: int) -> np.ndarray:
         """The samples of the global batch of a step, counted from 0."""
@@ -133,11 +158,41 @@ class BatchPlan:
         return self.order(epoch)[within * self.global_batch : (within + 1) * self.global_batch]
 
     def micro_batches(self, indices: np.ndarray, rank: int) -> list[np.ndarray]:
-        """What one rank does of a global batch: at most `grad_accumulation` parts, none empty; maybe none."""
-        parts = np.array_split(indices, self.world_size * self.grad_accumulation)
-        return [part for part in parts[rank :: self.world_size] if len(part)]
+        """What one rank does of a global batch, a forward pass each; none empty, maybe none at all."""
+        mine = np.array_split(indices, self.world_size)[rank]
+        if len(mine) == 0:
+            return []
+        if self.batch_tokens is None:
+            return np.array_split(mine, math.ceil(len(mine) / self.micro_batch))
+        return list(
+            token_budget(
+                self.lengths, mine[np.argsort(-self.lengths[mine], kind="stable")], self.batch_tokens
+            )
+        )
+
+    @cached_property
+    def _drawn(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.num_samples)
+        if not self.grouped:
+            return order
+        # The rest that fills no batch stays a random one at the end, not always the longest or the shortest.
+        whole, rest = np.split(order, [self.num_samples // self.global_batch * self.global_batch])
+        batches = []
+        for start in range(0, len(whole), _WINDOW * self.global_batch):
+            window = whole[start : start + _WINDOW * self.global_batch]
+            window = window[np.argsort(self.lengths[window], kind="stable")].reshape(-1, self.global_batch)
+            batches.append(window[rng.permutation(len(window))].reshape(-1))
+        return np.concatenate([*batches, rest])
 
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+def token_budget(lengths: np.ndarray, order: np.ndarray, num_tokens: int) -> Iterator[np.ndarray]:
+    """Cuts rows sorted by falling length into batches of at most `num_tokens` with padding; at least one row each."""
+    start = 0
+    while start < len(order):
+        count = max(1, num_tokens // max(int(lengths[order[start]]), 1))
+        yield order[start : start + count]
+        start += count

@@ -7,7 +7,6 @@ every rank writes its part, rank 0 checks that the parts make the whole and comm
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch.distributed as dist
 
 from seatrial.errors import PlatformError
 from seatrial.job import data, model
-from seatrial.job.batches import Tokens, collate, tokenize
+from seatrial.job.batches import Tokens, collate, token_budget, tokenize
 from seatrial.job.reporter import Reporter, reporting
 from seatrial.job.world import World, check_in, process_group
 from seatrial.runs.commit import weights_sha256
@@ -140,7 +139,7 @@ def forward(loaded: model.LoadedModel, tokens: Tokens, mine: np.ndarray, spec: R
     """This rank's samples, longest first."""
     net = loaded.model.to(world.device).eval()
     results = []
-    for rows in token_budget(tokens, mine):
+    for rows in token_budget(tokens.lengths, mine, _TOKENS_PER_BATCH):
         batch = {name: t.to(world.device) for name, t in collate(tokens, rows, loaded.pad_id).items()}
         _, _, values = model.loss_and_hits(net, batch, spec.task)
         results.append(values.cpu().numpy())
@@ -148,16 +147,6 @@ def forward(loaded: model.LoadedModel, tokens: Tokens, mine: np.ndarray, spec: R
         shape = (0, len(net.config.id2label)) if spec.task == "text-classification" else (0,)
         results = [np.empty(shape, np.float32)]
     return Part(mine, np.concatenate(results))
-
-
-def token_budget(tokens: Tokens, order: np.ndarray) -> Iterator[np.ndarray]:
-    """Cuts rows sorted by falling length into batches of at most `_TOKENS_PER_BATCH` padded tokens."""
-    start = 0
-    while start < len(order):
-        longest = int(tokens.lengths[order[start]])
-        count = max(1, _TOKENS_PER_BATCH // max(longest, 1))
-        yield order[start : start + count]
-        start += count
 
 
 # --- the parts of the ranks, and the whole -----------------------------------------------------------------------

@@ -7,25 +7,21 @@ number of ranks takes the same steps. Nothing leaves the device between two logg
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 
-from seatrial.errors import MeasuredFailure, SpecError
+from seatrial.errors import MeasuredFailure
 from seatrial.job import checkpoint, data, model
-from seatrial.job.batches import BatchPlan, Tokens, collate, tokenize
-from seatrial.job.checkpoint import TrainState
-from seatrial.job.faults import Faults
+from seatrial.job.batches import collate
+from seatrial.job.build import Job, Window, build
 from seatrial.job.fingerprint import fingerprint
+from seatrial.job.optimizer import update
+from seatrial.job.parallel import unsynced
 from seatrial.job.proof import after_training, same_on_all_ranks
 from seatrial.job.reporter import Reporter, reporting
 from seatrial.job.stop import StopAgreement
@@ -63,48 +59,7 @@ def main() -> None:
         raise SystemExit(STOPPED)
 
 
-# --- what a training run consists of ---------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Job:
-    """One rank's parts of a training run."""
-
-    spec: RunSpec
-    world: World
-    reporter: Reporter
-    net: torch.nn.Module
-    """The model; with more than one rank, wrapped by DDP."""
-    loaded: model.LoadedModel
-    state: TrainState
-    train: Tokens
-    test: Tokens
-    batches: BatchPlan
-    num_steps: int
-    faults: Faults
-    window: Window
-
-
-@dataclass(slots=True)
-class Window:
-    """What happened since the last logging step; the tensors stay on the device."""
-
-    loss: torch.Tensor
-    bad_step: torch.Tensor
-    """First step (from 1) with a loss or gradient that is not finite; 0 while all is well."""
-    grad_norm: torch.Tensor
-    weight: int = 0
-    samples: int = 0
-    tokens: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    @classmethod
-    def empty(cls, device: torch.device) -> Window:
-        """At the start, and after every logging step."""
-        zero = torch.zeros((), device=device)
-        return cls(
-            loss=zero, bad_step=torch.zeros((), dtype=torch.int64, device=device), grad_norm=zero.clone()
-        )
+# --- the loop -------------------------------------------------------------------------------------------------
 
 
 def train(spec: RunSpec, plan: LaunchPlan, world: World, reporter: Reporter) -> bool:
@@ -157,114 +112,6 @@ def is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-# --- building --------------------------------------------------------------------------------------------------
-
-
-def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
-    """Data, model (the original is saved before anything changes it), optimizer and schedule."""
-    reporter.event("loading")
-    torch.manual_seed(spec.train.seed)
-    torch.backends.cudnn.benchmark = False
-    if spec.train.tf32:
-        torch.set_float32_matmul_precision("high")
-    check_precision(spec.train, world)
-
-    samples = data.load_data(spec.data, spec.task, spec.train.seed)
-    original = reporter.paths.model("original")
-    if is_committed(original):
-        loaded = model.load_committed(original, spec.task, samples.labels)
-    else:
-        loaded = model.load_model(spec.model, spec.task, samples.labels)
-        dist.barrier()  # nobody may still be looking whether it is there
-        if world.is_main:
-            model.save_model(original, loaded.model, loaded.tokenizer, **loaded.facts)
-    train_tokens, test_tokens = (
-        tokenize(split, loaded.tokenizer, loaded.max_length(spec.data.max_length))
-        for split in (samples.train, samples.test)
-    )
-    report_data(reporter, samples, train_tokens, test_tokens, loaded)
-
-    net = loaded.model.to(world.device)
-    if world.world_size > 1:
-        device_ids = [world.local_rank] if world.device.type == "cuda" else None
-        net = DistributedDataParallel(net, device_ids=device_ids, gradient_as_bucket_view=True)
-    batches = BatchPlan(
-        len(train_tokens),
-        spec.train.batch_size,
-        spec.train.grad_accumulation,
-        world.world_size,
-        spec.train.seed,
-    )
-    num_steps = batches.num_steps(spec.train.epochs, spec.train.max_steps)
-    optimizer = make_optimizer(loaded.model, spec.train)
-    state = TrainState(
-        model=loaded.model,
-        optimizer=optimizer,
-        scheduler=LambdaLR(optimizer, lambda step: learning_rate_factor(step, num_steps, spec.train)),
-        scaler=torch.amp.GradScaler(world.device.type, enabled=spec.train.precision == "fp16"),
-    )
-    torch.manual_seed(spec.train.seed + 1 + world.rank)  # dropout differs between ranks
-    loaded.model.train()
-    return Job(
-        spec=spec, world=world, reporter=reporter, net=net, loaded=loaded, state=state, train=train_tokens,
-        test=test_tokens, batches=batches, num_steps=num_steps,
-        faults=Faults(world.rank, reporter.attempt_index), window=Window.empty(world.device),
-    )  # fmt: skip
-
-
-def report_data(
-    reporter: Reporter, samples: data.Data, train: Tokens, test: Tokens, loaded: model.LoadedModel
-) -> None:
-    """What was loaded, for the manifest, and whether the held-out samples are new to the model."""
-    facts = samples.facts
-    facts["train"]["num_cut"], facts["test"]["num_cut"] = train.num_cut, test.num_cut
-    reporter.facts(data=facts, model=loaded.facts)
-    if train.targets.sum() == 0:
-        raise SpecError("the training samples have nothing to predict", evidence="each is a single token")
-    seen = facts["held_out_texts_seen_in_training"]
-    reporter.evidence(
-        "held_out_is_new", Verdict.WARN if seen else Verdict.PASS, measured=seen, expected=0, unit="samples",
-        source="exact texts of both splits", message=f"{seen} of {len(test)} held-out texts are in the training data",
-    )  # fmt: skip
-
-
-def check_precision(train: TrainSpec, world: World) -> None:
-    """Refuses a precision that the device lacks; nothing falls back."""
-    cuda = world.device.type == "cuda"
-    if train.precision == "fp16" and not cuda:
-        raise SpecError(
-            "fp16 needs a GPU", evidence="the ranks run on CPU", remedy="train.precision=fp32 or bf16"
-        )
-    if train.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        name = torch.cuda.get_device_name(world.device)
-        raise SpecError("this GPU has no bf16", evidence=name, remedy="train.precision=fp16 or fp32")
-
-
-def make_optimizer(net: torch.nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
-    """Fused AdamW; weight decay on matrices, not on biases and norms."""
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=train.learning_rate, fused=True)
-
-
-def learning_rate_factor(step: int, num_steps: int, train: TrainSpec) -> float:
-    """Part of the highest learning rate at a step counted from 0: linear warmup, then the schedule."""
-    warmup = math.ceil(train.warmup * num_steps) if train.warmup < 1 else int(train.warmup)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    part = (step - warmup) / max(1, num_steps - warmup)
-    match train.schedule:
-        case "linear":
-            return max(0.0, 1 - part)
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
-        case "constant":
-            return 1.0
-
-
 # --- one step --------------------------------------------------------------------------------------------------
 
 
@@ -282,34 +129,23 @@ def train_step(job: Job, step: int) -> None:
         with unsynced(job.net, wanted=i < len(parts) - 1):
             with autocast(train, world):
                 part_loss, _, _ = model.loss_and_hits(job.net, batch, job.spec.task)
+            if job.faults.is_due("nan", step + 1):
+                part_loss = part_loss * torch.nan
             # DDP averages over ranks; the loss is a mean over the samples (tokens) of all of them.
             scaled = part_loss * (counts * world.world_size / max(weight, 1))
             state.scaler.scale(scaled).backward()
         loss += part_loss.detach() * counts
-    if job.faults.is_due("nan", step + 1):
-        loss *= torch.nan
-    state.scaler.unscale_(state.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), train.clip_norm or math.inf)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
+    norm = update(state.optimizer, state.scaler, train.clip_norm)
     state.scheduler.step()
-    state.optimizer.zero_grad(set_to_none=True)
 
     window.loss += loss
-    window.grad_norm = norm.detach()
+    window.grad_norm = norm
     # With fp16, an overflowing gradient is the scaler's business: it skips the step and lowers the scale.
     healthy = torch.isfinite(loss) & (torch.isfinite(norm) | state.scaler.is_enabled())
     window.bad_step = torch.where(healthy | (window.bad_step > 0), window.bad_step, step + 1)
     window.weight += weight
     window.samples += len(indices)
     window.tokens += int(job.train.lengths[indices].sum())
-
-
-def unsynced(net: torch.nn.Module, *, wanted: bool) -> contextlib.AbstractContextManager[Any]:
-    """DDP's ``no_sync`` for all forward passes of a step but the last."""
-    if wanted and isinstance(net, DistributedDataParallel):
-        return net.no_sync()
-    return contextlib.nullcontext()
 
 
 def autocast(train: TrainSpec, world: World) -> torch.amp.autocast:

@@ -54,6 +54,10 @@ class TrainSpec(_Section):
     """Samples a rank in one forward pass."""
     grad_accumulation: Annotated[int, Field(ge=1)] = 1
     """Forward passes per optimizer step."""
+    group_by_length: bool = True
+    """Let samples of about one length share a step, within a shuffled window: next to nothing is computed on padding."""
+    batch_tokens: Annotated[int, Field(ge=2)] | None = None
+    """Tokens of one forward pass, padding included, instead of batch_size; the samples of a step stay the same."""
     warmup: Annotated[float, Field(ge=0)] = 0.06
     """Steps of linear warmup: a part of all steps below 1, a number of steps from 1 on."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
