@@ -118,7 +118,8 @@ class BatchPlan:
     seed: int
     grouped: bool = True
     batch_tokens: int | None = None
-    """… or, instead, as many as fit into so many tokens, padding included."""
+    """… or, instead, as many as fit into so many tokens, padding included unless `packed`."""
+    packed: bool = False
 
     @classmethod
     def of(
@@ -127,7 +128,7 @@ class BatchPlan:
         """The plan of a recipe; `global_batch` is that of the attempt before, which ran on other ranks maybe."""
         return cls(
             lengths, global_batch or train.batch_size * train.grad_accumulation * world_size, train.batch_size,
-            world_size, train.seed, train.group_by_length, train.batch_tokens,
+            world_size, train.seed, train.group_by_length, train.batch_tokens, train.packing,
         )  # fmt: skip
 
     @property
@@ -164,11 +165,10 @@ class BatchPlan:
             return []
         if self.batch_tokens is None:
             return np.array_split(mine, math.ceil(len(mine) / self.micro_batch))
-        return list(
-            token_budget(
-                self.lengths, mine[np.argsort(-self.lengths[mine], kind="stable")], self.batch_tokens
-            )
-        )
+        if self.packed:
+            return list(packed_budget(self.lengths, mine, self.batch_tokens))
+        longest_first = mine[np.argsort(-self.lengths[mine], kind="stable")]
+        return list(token_budget(self.lengths, longest_first, self.batch_tokens))
 
     @cached_property
     def _drawn(self) -> dict[int, np.ndarray]:
@@ -196,3 +196,14 @@ def token_budget(lengths: np.ndarray, order: np.ndarray, num_tokens: int) -> Ite
         count = max(1, num_tokens // max(int(lengths[order[start]]), 1))
         yield order[start : start + count]
         start += count
+
+
+def packed_budget(lengths: np.ndarray, order: np.ndarray, num_tokens: int) -> Iterator[np.ndarray]:
+    """Cuts rows, in their order, into batches of at most `num_tokens` real tokens; at least one row each."""
+    start = taken = 0
+    for i, length in enumerate(lengths[order]):
+        if i > start and taken + length > num_tokens:
+            yield order[start:i]
+            start, taken = i, 0
+        taken += length
+    yield order[start:]

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from seatrial.errors import SpecError
-from seatrial.job import data, model
+from seatrial.job import data, model, packing
 from seatrial.job.batches import BatchPlan, Tokens, tokenize
 from seatrial.job.checkpoint import TrainState
 from seatrial.job.faults import Faults
@@ -80,6 +80,8 @@ def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
     )
     report_data(reporter, samples, train_tokens, test_tokens, loaded)
 
+    if spec.train.packing:
+        packing.enable(loaded.model, spec.task)
     net = parallelize(loaded.model, world)
     batches = BatchPlan.of(spec.train, train_tokens.lengths, world.world_size)
     num_steps = batches.num_steps(spec.train.epochs, spec.train.max_steps)

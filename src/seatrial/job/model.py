@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from seatrial.errors import SpecError
+from seatrial.job import packing
 from seatrial.job.batches import IGNORE
 from seatrial.job.data import looks_local
 from seatrial.runs.commit import commit, is_committed, problems, start
@@ -196,20 +197,23 @@ def longest_text(config: Any, tokenizer: Any) -> int | None:
 
 
 def loss_and_hits(
-    model: Any, batch: dict[str, torch.Tensor], task: Task
+    model: Any, batch: dict[str, torch.Tensor], task: Task, lengths: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Forward pass.
 
     Args:
         batch: what `batches.collate` makes, on the model's device.
+        task: decides the loss.
+        lengths: int64 [batch] on the CPU: the samples go through the layers end to end (`packing`); None: padded.
 
     Returns:
         The *sum* of the loss over samples (classification) or target tokens (causal LM), in nats; the number of
         right predictions among them; and, for prediction files, class probabilities [batch, classes] or the sum of
         the loss of each sample [batch]. All fp32 (the count int64), on the device.
     """
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-    labels = batch["labels"]
+    inputs = packing.packed(batch, task, lengths)
+    labels = inputs.pop("labels")
+    logits = model(**inputs).logits.float()
     if task == "text-classification":
         loss = F.cross_entropy(logits, labels, reduction="sum")
         return loss, (logits.argmax(-1) == labels).sum(), logits.softmax(-1)
@@ -219,7 +223,9 @@ def loss_and_hits(
         logits[:, :-1].transpose(1, 2), shifted, reduction="none", ignore_index=IGNORE
     )
     hits = ((logits[:, :-1].argmax(-1) == shifted) & (shifted != IGNORE)).sum()
-    return token_loss.sum(), hits, token_loss.sum(1)
+    if lengths is None:
+        return token_loss.sum(), hits, token_loss.sum(1)
+    return token_loss.sum(), hits, packing.by_sample(F.pad(token_loss[0], (1, 0)))
 
 
 def _from(name: str, kind: Any, what: str) -> Any:

@@ -128,7 +128,8 @@ def train_step(job: Job, step: int) -> None:
         batch = to_device(collate(job.train, part, job.loaded.pad_id), world)
         with unsynced(job.net, wanted=i < len(parts) - 1):
             with autocast(train, world):
-                part_loss, _, _ = model.loss_and_hits(job.net, batch, job.spec.task)
+                lengths = torch.from_numpy(job.train.lengths[part]) if train.packing else None
+                part_loss, _, _ = model.loss_and_hits(job.net, batch, job.spec.task, lengths)
             if job.faults.is_due("nan", step + 1):
                 part_loss = part_loss * torch.nan
             # DDP averages over ranks; the loss is a mean over the samples (tokens) of all of them.

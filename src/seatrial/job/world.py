@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from seatrial.errors import PlatformError, SpecError
+from seatrial.job.cpu import keep_memory
 from seatrial.runs.plan import Device, LaunchPlan
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -67,6 +68,8 @@ class World:
 def process_group(world: World) -> Iterator[None]:
     """Joins the ranks (NCCL for GPUs, gloo for CPUs) while the block runs."""
     backend = "nccl" if world.device.type == "cuda" else "gloo"
+    if backend == "gloo":
+        keep_memory()
     dist.init_process_group(
         backend,
         rank=world.rank,

@@ -58,6 +58,8 @@ class TrainSpec(_Section):
     """Let samples of about one length share a step, within a shuffled window: next to nothing is computed on padding."""
     batch_tokens: Annotated[int, Field(ge=2)] | None = None
     """Tokens of one forward pass, padding included, instead of batch_size; the samples of a step stay the same."""
+    packing: bool = False
+    """Send samples through the layers end to end, without padding; batch_tokens then counts real tokens only."""
     warmup: Annotated[float, Field(ge=0)] = 0.06
     """Steps of linear warmup: a part of all steps below 1, a number of steps from 1 on."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
