@@ -14,7 +14,6 @@ from seatrial.job.environment import rank_environment, warm_environment
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan, Stage
 
-
 _LAST_WAIT_S = 5.0
 
 
