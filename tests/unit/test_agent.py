@@ -31,7 +31,8 @@ class Ranks:
     def __init__(self, tmp_path: Path) -> None:
         self.clock = Clock()
         self.paths = [tmp_path / f"rank_{rank}" for rank in range(3)]
-        self.watch = Watch(self.paths, 10, self.clock)
+        self.watch = Watch(self.paths, 10, self.clock, lambda pid: pid == self.halted)
+        self.halted = 0
         self.hearts = [Heart(path) for path in self.paths]
 
     def step(self, step: int, *ranks: int) -> None:
@@ -79,6 +80,15 @@ class TestHeartbeat:
         ranks.hearts[1].enter("reducing")
         ranks.watch.look()
         assert ranks.after(11) == (2, "rank 0: step 2, reducing; rank 1: step 2, reducing")
+
+    def test_a_halted_rank_is_the_cause_wherever_it_is(self, ranks: Ranks) -> None:
+        ranks.hearts[2]._pid = ranks.halted = 4242
+        for step in (1, 2):
+            ranks.step(step)
+        ranks.hearts[2].enter("reducing")
+        ranks.watch.look()
+        found = ranks.after(11)
+        assert found is not None and found[0] == 2
 
     def test_start_up_has_longer(self, ranks: Ranks) -> None:
         assert ranks.after(1700) is None

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seatrial.job.processes import is_halted
+
 STACK_SIGNAL = signal.SIGUSR1
 """Makes a rank print the stacks of its threads into its log."""
 _WIDTH = 112
@@ -31,6 +33,7 @@ class Heart:
         self._pid = os.getpid()
         self._step = 0
         self._part = 0
+        self._begun = 0
         faulthandler.register(STACK_SIGNAL, all_threads=True)
         self.enter("starting")
 
@@ -38,6 +41,7 @@ class Heart:
         """A step (from 1) begins; without a number, the next one."""
         self._step = self._step + 1 if step is None else step
         self._part = 0
+        self._begun += 1
         self._write(phase)
 
     def enter(self, phase: str) -> None:
@@ -46,7 +50,8 @@ class Heart:
         self._write(phase)
 
     def _write(self, phase: str) -> None:
-        line = f"{self._pid} {self._step} {self._part} {time.monotonic():.3f} {time.time():.3f} {phase}"
+        place = f"{self._pid} {self._step} {self._part} {self._begun}"
+        line = f"{place} {time.monotonic():.3f} {time.time():.3f} {phase}"
         os.pwrite(self._file, line.ljust(_WIDTH).encode()[:_WIDTH] + b"\n", 0)
 
 
@@ -57,6 +62,8 @@ class Beat:
     pid: int
     step: int
     part: int
+    begun: int
+    """Steps that this process has begun."""
     phase: str
     line: str
 
@@ -70,8 +77,8 @@ class Beat:
         """The beat in `path`; None where there is none yet."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             line = path.read_text()
-            pid, step, part, _, _, phase = line.split(maxsplit=5)
-            return cls(int(pid), int(step), int(part), phase.strip(), line)
+            pid, step, part, begun, _, _, phase = line.split(maxsplit=6)
+            return cls(int(pid), int(step), int(part), int(begun), phase.strip(), line)
         return None
 
 
@@ -94,17 +101,22 @@ class Watch:
         paths: the ranks' heartbeat files, by rank; removed, since they are of earlier ranks.
         timeout_s: longest silence of a rank that is well.
         clock: seconds that never jump.
+        halted: whether the kernel holds a process (by pid), as after SIGSTOP.
     """
 
     def __init__(
-        self, paths: Sequence[Path], timeout_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        paths: Sequence[Path],
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        halted: Callable[[int], bool] = is_halted,
     ) -> None:
         self._paths = paths
         self._timeout_s = timeout_s
         self._clock = clock
+        self._halted = halted
         self._beats: list[Beat | None] = [None] * len(paths)
         self._changed = [clock()] * len(paths)
-        self._first_steps: dict[int, int] = {}
         for path in paths:
             path.unlink(missing_ok=True)
 
@@ -115,13 +127,11 @@ class Watch:
             beat = Beat.read(path)
             if beat is not None and (self._beats[rank] is None or beat.line != self._beats[rank].line):  # type: ignore[union-attr]
                 self._beats[rank], self._changed[rank] = beat, now
-                if beat.step > 0:
-                    self._first_steps.setdefault(rank, beat.step)
         silent = [rank for rank in range(len(self._paths)) if self._is_silent(rank, now)]
         if not silent:
             return None
-        # Ranks wait for each other: of those that are silent, the last one is the cause.
-        rank = min(silent, key=lambda r: (self._place(r), self._changed[r]))
+        # Ranks wait for each other: of those that are silent, a halted one or else the last one is the cause.
+        rank = min(silent, key=lambda r: (not self._is_halted(r), self._place(r), self._changed[r]))
         return Frozen(rank, self._beats[rank], now - self._changed[rank], self._others(rank))
 
     @property
@@ -134,9 +144,13 @@ class Watch:
         if beat is not None and beat.phase in _GONE:
             return False
         # Imports, data, the model and compilation happen before the second step.
-        begun = beat is not None and beat.step > self._first_steps.get(rank, beat.step)
-        patience = self._timeout_s if begun else max(3 * self._timeout_s, _STARTING_S)
+        running = beat is not None and beat.begun > 1
+        patience = self._timeout_s if running else max(3 * self._timeout_s, _STARTING_S)
         return now - self._changed[rank] > patience
+
+    def _is_halted(self, rank: int) -> bool:
+        beat = self._beats[rank]
+        return beat is not None and self._halted(beat.pid)
 
     def _place(self, rank: int) -> tuple[int, int]:
         beat = self._beats[rank]

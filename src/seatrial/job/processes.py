@@ -81,6 +81,14 @@ def end_descendants(grace_s: float = 3.0, spare: Collection[int] = ()) -> list[s
     return described
 
 
+def is_halted(pid: int) -> bool:
+    """Whether a process was stopped by a signal or a tracer, and does nothing until it is continued."""
+    try:
+        return psutil.Process(pid).status() in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _below(spare: Collection[int]) -> list[psutil.Process]:
     return [p for p in psutil.Process().children(recursive=True) if p.pid not in spare]
 
