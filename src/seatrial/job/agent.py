@@ -129,6 +129,8 @@ class Agent:
             self.plan.hang_timeout_s or float("inf"),
         )
         self.gang.start(stage, restart)
+        if self.stop_signal is not None:
+            self.gang.ask()  # asked while there was nobody to pass it on to
         code, frozen = self._wait(watch)
         left = end_descendants(spare=self.gang.spared())
         if left:
