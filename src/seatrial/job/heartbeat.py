@@ -19,7 +19,8 @@ from seatrial.job.processes import is_halted
 
 STACK_SIGNAL = signal.SIGUSR1
 """Makes a rank print the stacks of its threads into its log."""
-_WIDTH = 112
+_LINE = b"%d %d %d %d %d %d %-40.40b\n"
+"""pid, step, part, begun, monotonic and wall time in ns, phase; what a longer line leaves behind it is blank."""
 _GONE = ("finished", "failed")
 _STARTING_S = 1800.0
 
@@ -50,9 +51,20 @@ class Heart:
         self._write(phase)
 
     def _write(self, phase: str) -> None:
-        place = f"{self._pid} {self._step} {self._part} {self._begun}"
-        line = f"{place} {time.monotonic():.3f} {time.time():.3f} {phase}"
-        os.pwrite(self._file, line.ljust(_WIDTH).encode()[:_WIDTH] + b"\n", 0)
+        os.pwrite(
+            self._file,
+            _LINE
+            % (
+                self._pid,
+                self._step,
+                self._part,
+                self._begun,
+                time.monotonic_ns(),
+                time.time_ns(),
+                phase.encode(),
+            ),
+            0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
