@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from seatrial.errors import PlatformError
 
@@ -98,6 +101,51 @@ class Process:
         self._popen.send_signal(number)
 
 
+class Channel:
+    """Messages between two processes of one machine, each a JSON object, over a socket that keeps them apart."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Both ends: one to keep, one for a program that is about to be started."""
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(here.detach()), cls(there.detach())
+
+    def fileno(self) -> int:
+        """The descriptor, for ``select`` and for the program that inherits it."""
+        return self._socket.fileno()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Sends one message of at most some 100 KB; `EOFError` when nobody is left to read it."""
+        try:
+            self._socket.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise EOFError from error
+
+    def receive(self, timeout_s: float | None = None) -> dict[str, Any] | None:
+        """The next message, or None when none came within `timeout_s` (None waits for ever).
+
+        Raises:
+            EOFError: the other end is closed; its process has gone.
+        """
+        ready, _, _ = select.select([self._socket], [], [], timeout_s)
+        if not ready:
+            return None
+        try:
+            data = self._socket.recv(1 << 20)
+        except ConnectionResetError as error:
+            raise EOFError from error
+        if not data:
+            raise EOFError
+        return dict(json.loads(data))
+
+    def close(self) -> None:
+        """Closes this end; the other one's `receive` raises."""
+        self._socket.close()
+
+
 def start(
     argv: Sequence[str],
     *,
@@ -105,6 +153,7 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     new_session: bool = False,
+    channel: Channel | None = None,
 ) -> Process:
     """Starts a program whose output is appended to `log`.
 
@@ -114,6 +163,7 @@ def start(
         env: the whole environment; None passes this process's on.
         cwd: where it runs.
         new_session: out of reach of the terminal's Ctrl-C and of its end.
+        channel: inherited by the program under the same number, and closed here.
 
     Raises:
         PlatformError: it can't be started.
@@ -128,9 +178,12 @@ def start(
             env=env,
             cwd=cwd,
             start_new_session=new_session,
+            pass_fds=() if channel is None else (channel.fileno(),),
         )
     except OSError as error:
         raise PlatformError(f"{argv[0]} can't be started", evidence=str(error)) from error
     finally:
         os.close(descriptor)
+        if channel is not None:
+            channel.close()
     return Process(popen)

@@ -40,33 +40,39 @@ def test_a_killed_rank_comes_before_the_peer_that_lost_it(attempt: AttemptPaths)
     """The survivor notices first (its socket closes), torchrun's poll comes later."""
     told(attempt, 0, 49.9, secondary=True)
     seen(attempt, r0=1, r1=-9)
-    failure = first_failure(attempt, "train", 1)
+    failure = first_failure(attempt, "train", 1, attempt.logs / "torchrun.log")
     assert (failure["rank"], failure["what"]) == (1, "rank 1 was killed by SIGKILL")
     assert failure["last_lines"] == ["line of 1"] * 20
 
 
 def test_a_rank_ended_by_torchrun_is_not_the_cause(attempt: AttemptPaths) -> None:
     seen(attempt, r0=143, r1=-11)
-    assert first_failure(attempt, "train", 1)["what"] == "rank 1 was killed by SIGSEGV"
+    assert (
+        first_failure(attempt, "train", 1, attempt.logs / "torchrun.log")["what"]
+        == "rank 1 was killed by SIGSEGV"
+    )
 
 
 def test_what_a_rank_says_itself_beats_its_exit_code(attempt: AttemptPaths) -> None:
     told(attempt, 1, 40.0, code=1)
     told(attempt, 0, 41.0)
     seen(attempt, r0=4, r1=1)
-    failure = first_failure(attempt, "train", 1)
+    failure = first_failure(attempt, "train", 1, attempt.logs / "torchrun.log")
     assert (failure["rank"], failure["exit_code"], failure["told"]) == (1, 1, True)
 
 
 def test_an_earlier_stage_is_not_blamed(attempt: AttemptPaths) -> None:
     told(attempt, 0, 1.0)
     seen(attempt, r1=3)
-    assert first_failure(attempt, "predict", 1)["what"] == "rank 1 ended with exit code 3"
+    assert (
+        first_failure(attempt, "predict", 1, attempt.logs / "torchrun.log")["what"]
+        == "rank 1 ended with exit code 3"
+    )
 
 
 def test_no_trace_at_all_is_said(attempt: AttemptPaths) -> None:
     (attempt.logs / "torchrun.log").write_text("ImportError: no torch\n")
-    failure = first_failure(attempt, "train", -9)
+    failure = first_failure(attempt, "train", -9, attempt.logs / "torchrun.log")
     assert "SIGKILL and no rank said why" in failure["what"]
     assert failure["last_lines"] == ["ImportError: no torch"]
 

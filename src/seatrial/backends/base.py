@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from seatrial.command import CommandRunner
 from seatrial.errors import SpecError
 from seatrial.runs.plan import LaunchPlan
 from seatrial.runs.state import RunState
+from seatrial.spec.run import RunSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +73,15 @@ class Backend(Protocol):
 
     def logs(self, handle: JobHandle, run_dir: Path) -> Iterator[Path]:
         """Files in which the platform itself (not a rank) wrote of the job."""
+
+
+@runtime_checkable
+class StartsAhead(Protocol):
+    """A platform that can begin to import before there is a run."""
+
+    def prepare(self, plan: LaunchPlan, spec: RunSpec) -> CommandRunner:
+        """Starts what the next `submit` will use; leaves nothing if that never comes.
+
+        Returns:
+            What runs Seatrial's own programs on this machine meanwhile.
+        """

@@ -13,9 +13,11 @@ import psutil
 
 from seatrial import command
 from seatrial.backends.base import JobHandle, JobRequest, JobState
+from seatrial.backends.standby import Standby
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan
 from seatrial.runs.state import RunState
+from seatrial.spec.run import RunSpec
 
 _KILL_WAIT_S = 10
 
@@ -24,6 +26,16 @@ class LocalBackend:
     """Runs the node agent here. A handle is ``local://<pid>:<start time>``: pids are used again."""
 
     name = "local"
+
+    def __init__(self) -> None:
+        self._standby: Standby | None = None
+
+    def prepare(self, plan: LaunchPlan, spec: RunSpec) -> command.CommandRunner:
+        """Starts the agent ahead of its run, where its ranks are to be forks of a warm process."""
+        if plan.launcher != "warm":
+            return command.run
+        self._standby = Standby(plan, spec.model, spec.task)
+        return self._standby.run
 
     def render(self, plan: LaunchPlan) -> JobRequest:
         """The agent's argv, as JSON."""
@@ -37,6 +49,10 @@ class LocalBackend:
         rendered = json.loads(request.text)
         attempt = RunPaths(request.plan.run_dir).attempt(request.plan.attempt)
         attempt.logs.mkdir(parents=True, exist_ok=True)
+        if self._standby is not None:
+            pid = self._standby.take(request.plan, rendered["argv"], attempt.logs / "agent.log")
+            self._standby = None
+            return JobHandle(self.name, f"{pid}:{_start_time(pid)}")
         process = command.start(
             rendered["argv"],
             log=attempt.logs / "agent.log",

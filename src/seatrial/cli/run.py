@@ -16,6 +16,13 @@ from seatrial.errors import SpecError
 @click.option("--name", help="Short name [the script's].")
 @click.option("--nproc", type=NumberOrAuto(), default="auto", help="Ranks a node [auto: one a GPU, else 1].")
 @click.option("--gpus", type=NumberOrAuto(), default="auto", help="GPUs a node; 0 for CPU [auto].")
+@click.option(
+    "--launcher",
+    type=click.Choice(["torchrun", "warm"]),
+    default="torchrun",
+    show_default=True,
+    help="What starts the ranks; warm forks them from a process that has imported torch before the script begins.",
+)
 @click.option("--tags", default="", help="Words to find the run by, separated by commas.")
 @click.option(
     "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
@@ -24,8 +31,8 @@ from seatrial.errors import SpecError
 @click.option("--dry-run", is_flag=True, help="Print what would be done, exactly; touch nothing.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- SCRIPT.py [ARGS]...")
 def run(
-    name: str | None, nproc: Any, gpus: Any, tags: str, runs_dir: Path | None, detach: bool, dry_run: bool,
-    command: tuple[str, ...],
+    name: str | None, nproc: Any, gpus: Any, launcher: Any, tags: str, runs_dir: Path | None, detach: bool,
+    dry_run: bool, command: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Launch any torchrun-compatible script: same ranks, same logs, same record."""
     from seatrial.cli.start import start_new
@@ -42,7 +49,7 @@ def run(
         name=name or default_name(None, command[1] if command[0] == "-m" else command[0]),
         command=command,
         cwd=str(Path.cwd()),
-        resources=ResourcesSpec(nproc=nproc, gpus_per_node=gpus),
+        resources=ResourcesSpec(nproc=nproc, gpus_per_node=gpus, launcher=launcher),
         tags=tuple(tag for tag in tags.split(",") if tag),
     )
     return start_new(

@@ -60,6 +60,7 @@ def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
     """How a run stands: state, attempts, verdict, evidence."""
     from seatrial.launch import launcher
     from seatrial.runs.evidence import read_evidence
+    from seatrial.runs.files import read_json_lines
 
     paths = _find(run, runs_dir)
     manifest = launcher.settle(paths)
@@ -74,6 +75,10 @@ def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
         how = record.outcome or "going on"
         code = "" if record.exit_code is None else f", exit code {record.exit_code}"
         click.echo(f"attempt {record.index}  {', '.join(record.stages)}: {how}{code}  [{record.handle}]")
+        for row in read_json_lines(paths.attempt(record.index).restarts):
+            click.echo(
+                f"           restart {row['restart']} ({row['stage']}, step {row['step']}): {row['what']}"
+            )
         if record.failure is not None:
             click.echo(f"           {record.failure['what']}")
     sentence = manifest.results.get("comparison", {}).get("sentence")

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from seatrial.backends import machine, registry
+from seatrial.backends.base import StartsAhead
 from seatrial.cli.outcome import conclude
 from seatrial.cli.progress import follow
 from seatrial.launch import launcher
@@ -57,7 +58,11 @@ def start_new(
     backend = registry.get("local" if spec.resources.on == "auto" else spec.resources.on)
     if isinstance(spec, RunSpec):
         say("looking at data and model")
-        found = inspect(spec)
+        found = (
+            inspect(spec, backend.prepare(planned, spec))
+            if isinstance(backend, StartsAhead)
+            else inspect(spec)
+        )
         say(_found(found))
     if dry_run:
         _print_dry_run(spec, planned, backend.render(planned).text, origins or {})

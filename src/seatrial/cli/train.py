@@ -36,6 +36,8 @@ _KEYS = {
     "nodes": "resources.nodes",
     "gpus": "resources.gpus_per_node",
     "nproc": "resources.nproc",
+    "launcher": "resources.launcher",
+    "max_restarts": "train.max_restarts",
     "metric": "gates.compare.metric",
     "require": "gates.compare.require",
     "min_improvement": "gates.compare.min_improvement",
@@ -88,6 +90,8 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
 @click.option("--nodes", type=int, help="Machines [1].")
 @click.option("--gpus", type=NumberOrAuto(), help="GPUs a node; 0 for CPU [auto].")
 @click.option("--nproc", type=NumberOrAuto(), help="Ranks a node [auto: one a GPU, else 1].")
+@click.option("--launcher", type=click.Choice(["warm", "torchrun"]), help="What starts the ranks [warm].")
+@click.option("--max-restarts", type=int, help="Start the ranks again so often after a crash or a hang [0].")
 @click.option("--metric", help="What the verdict rests on [accuracy; nll for causal-lm].")
 @click.option("--require", type=click.Choice(["better", "not worse"]), help="Exit with 1 unless it is so.")
 @click.option("--min-improvement", type=float, help="Smallest improvement, in the metric's unit.")

@@ -2,7 +2,7 @@
 
 Kinds: ``kill`` (SIGKILL to itself), ``raise`` (an exception), ``nan`` (the loss), ``oom`` (out of memory),
 ``disk_full`` (while a checkpoint is being written), ``freeze`` (stops answering). Without ``rank`` every rank
-has it, without ``attempt`` only the first attempt.
+has it, without ``attempt`` only the first attempt, without ``restart`` only the first start of its ranks.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Fault:
     step: int
     rank: int | None = None
     attempt: int = 0
+    restart: int = 0
 
 
 def parse(text: str) -> list[Fault]:
@@ -59,7 +60,8 @@ class Faults:
         self._due = [
             fault
             for fault in parse(os.environ.get(VARIABLE, ""))
-            if fault.rank in (None, rank) and fault.attempt == attempt
+            if fault.rank in (None, rank)
+            and (fault.attempt, fault.restart) == (attempt, int(os.environ.get("SEATRIAL_RESTART", "0")))
         ]
 
     def is_due(self, kind: str, step: int) -> bool:

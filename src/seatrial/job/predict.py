@@ -105,7 +105,7 @@ def predict(
     loaded = model.load_committed(path, spec.task, labels)
     tokens = tokenize(samples, loaded.tokenizer, loaded.max_length(spec.data.max_length))
     mine = np.argsort(-tokens.lengths, kind="stable")[world.rank :: world.world_size]
-    part = forward(loaded, tokens, mine, spec, world)
+    part = forward(loaded, tokens, mine, spec, world, reporter)
     target = reporter.paths.predictions(file_name)
     target.parent.mkdir(exist_ok=True)
     write_part(part_path(target, world.rank), part)
@@ -135,7 +135,14 @@ def predict(
 
 
 @torch.inference_mode()
-def forward(loaded: model.LoadedModel, tokens: Tokens, mine: np.ndarray, spec: RunSpec, world: World) -> Part:
+def forward(
+    loaded: model.LoadedModel,
+    tokens: Tokens,
+    mine: np.ndarray,
+    spec: RunSpec,
+    world: World,
+    reporter: Reporter,
+) -> Part:
     """This rank's samples, longest first."""
     net = loaded.model.to(world.device).eval()
     results = []
@@ -143,6 +150,7 @@ def forward(loaded: model.LoadedModel, tokens: Tokens, mine: np.ndarray, spec: R
         batch = {name: t.to(world.device) for name, t in collate(tokens, rows, loaded.pad_id).items()}
         _, _, values = model.loss_and_hits(net, batch, spec.task)
         results.append(values.cpu().numpy())
+        reporter.heart.beat(phase="predicting")
     if not results:
         shape = (0, len(net.config.id2label)) if spec.task == "text-classification" else (0,)
         results = [np.empty(shape, np.float32)]

@@ -18,6 +18,8 @@ def main(argv: list[str]) -> None:
     """Replaces this process by the rank's program."""
     die_with_parent()
     attempt = AttemptPaths(Path(argv[0]))
+    # torchrun knows of its own restarts only; it is the agent that starts the ranks again.
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = os.environ["SEATRIAL_RESTART"]
     log = attempt.rank_log(int(os.environ["RANK"]))
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(descriptor, 1)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from seatrial.errors import PlatformError, SeatrialError, SpecError
+from seatrial.job.heartbeat import Heart
 from seatrial.runs.evidence import Evidence, Verdict, record
 from seatrial.runs.files import append_json_line, read_json, write_json
 from seatrial.runs.manifest import now
@@ -46,9 +47,11 @@ class Reporter:
         self.attempt = paths.attempt(attempt)
         self.rank = rank
         self.attempt.rank_events(rank).parent.mkdir(parents=True, exist_ok=True)
+        self.heart = Heart(self.attempt.heartbeat(rank))
 
     def event(self, name: str, **facts: Any) -> None:
         """Appends one row to this rank's events."""
+        self.heart.enter(name)
         append_json_line(self.attempt.rank_events(self.rank), {"event": name, "time": now(), **facts})
 
     def facts(self, **facts: Any) -> None:

@@ -86,6 +86,7 @@ def train(spec: RunSpec, plan: LaunchPlan, world: World, reporter: Reporter) -> 
     step = done
     while step < job.num_steps:
         job.faults.before_step(step + 1)
+        reporter.heart.beat(step + 1)
         train_step(job, step)
         step = job.state.step = step + 1
         last = step == job.num_steps
@@ -134,6 +135,8 @@ def train_step(job: Job, step: int) -> None:
                 part_loss = part_loss * torch.nan
             # DDP averages over ranks; the loss is a mean over the samples (tokens) of all of them.
             scaled = part_loss * (counts * world.world_size / max(weight, 1))
+            if i == len(parts) - 1:
+                job.reporter.heart.enter("reducing")  # from here on it waits for its peers
             state.scaler.scale(scaled).backward()
         loss += part_loss.detach() * counts
     norm = update(state.optimizer, state.scaler, train.clip_norm)
@@ -226,6 +229,7 @@ def evaluate(job: Job) -> None:
                 job.loaded.model, to_device(collate(tokens, part, job.loaded.pad_id), world), job.spec.task
             )
         totals += torch.stack([loss.double(), hits.double()])
+        job.reporter.heart.enter("evaluating")
     dist.all_reduce(totals)
     job.loaded.model.train()
     job.window.started += time.perf_counter() - began  # throughput is of training

@@ -1,4 +1,4 @@
-"""Which rank failed first, and with what? Read from what ranks and torchrun left behind."""
+"""Which rank failed first, and with what? Read from what ranks and their launcher left behind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seatrial.errors import ExitCode
+from seatrial.job.heartbeat import Frozen
 from seatrial.runs.files import read_json, read_json_lines
 from seatrial.runs.paths import AttemptPaths
 from seatrial.runs.plan import Stage
@@ -16,20 +17,25 @@ _LAST_LINES = 20
 _ENDED_BY_OTHERS = {75, -signal.SIGTERM, 128 + signal.SIGTERM}
 
 
-def first_failure(attempt: AttemptPaths, stage: str, returncode: int) -> dict[str, Any]:
+def first_failure(attempt: AttemptPaths, stage: str, returncode: int, log: Path) -> dict[str, Any]:
     """The failure that the others followed from.
 
-    A rank that lost its peer says so, often before torchrun has noticed the peer's death: such accounts count only
-    when there is no other.
+    A rank that lost its peer says so, often before the launcher has noticed the peer's death: such accounts count
+    only when there is no other.
+
+    Args:
+        attempt: where they left it.
+        stage: the stage that failed.
+        returncode: of the launcher of the ranks.
+        log: of the launcher of the ranks, for when no rank is known.
 
     Returns:
         ``{"exit_code", "what", "evidence", "remedy", "rank", "last_lines", "told"}``; rank is None when no rank is
         known, ``told`` whether the rank itself gave the reason.
     """
     told = _told_by_ranks(attempt, stage)
-    found = told + _seen_by_torchrun(attempt)
+    found = told + _seen_by_launcher(attempt)
     if not found:
-        log = attempt.logs / "torchrun.log"
         return {
             "exit_code": int(ExitCode.PLATFORM),
             "what": f"stage {stage} ended with {describe_exit(returncode)} and no rank said why",
@@ -52,17 +58,10 @@ def first_failure(attempt: AttemptPaths, stage: str, returncode: int) -> dict[st
 
 
 def missing_finishes(attempt: AttemptPaths, stage: Stage, world_size: int) -> dict[str, Any] | None:
-    """A failure when torchrun is content but a rank never said that it finished the stage."""
+    """A failure when the launcher is content but a rank never said that it finished the stage it last started."""
     if not stage.reports:
         return None
-    silent = [
-        rank
-        for rank in range(world_size)
-        if not any(
-            row.get("event") == "finished" and row.get("stage") == stage.name
-            for row in read_json_lines(attempt.rank_events(rank))
-        )
-    ]
+    silent = [rank for rank in range(world_size) if not _finished(attempt.rank_events(rank), stage.name)]
     if not silent:
         return None
     return {
@@ -72,6 +71,22 @@ def missing_finishes(attempt: AttemptPaths, stage: Stage, world_size: int) -> di
         "remedy": "",
         "rank": silent[0],
         "last_lines": tail(attempt.rank_log(silent[0])),
+    }
+
+
+def frozen_failure(attempt: AttemptPaths, frozen: Frozen, stack: str) -> dict[str, Any]:
+    """The failure of a rank that made no progress, with the place where it was last seen."""
+    beat = frozen.beat
+    where = f"it was last seen at step {beat.step}, {beat.phase}" if beat else "it was never seen"
+    others = f"\nthe others: {frozen.others}" if frozen.others else ""
+    return {
+        "exit_code": int(ExitCode.PLATFORM),
+        "what": f"rank {frozen.rank} is frozen: no progress for {frozen.silent_s:.0f} s",
+        "evidence": f"{where}; {stack}{others}",
+        "remedy": "",
+        "rank": frozen.rank,
+        "last_lines": tail(attempt.rank_log(frozen.rank)),
+        "told": True,
     }
 
 
@@ -94,12 +109,20 @@ def tail(path: Path, num_lines: int = _LAST_LINES) -> list[str]:
         return []
 
 
+def _finished(events: Path, stage: str) -> bool:
+    last = ""
+    for row in read_json_lines(events):
+        if row.get("stage") == stage and row.get("event") in {"started", "finished"}:
+            last = row["event"]
+    return last == "finished"
+
+
 def _told_by_ranks(attempt: AttemptPaths, stage: str) -> list[dict[str, Any]]:
     rows = [read_json(path) for path in sorted(attempt.root.glob("failures/rank_*.json"))]
     return [row for row in rows if row is not None and row["stage"] == stage]
 
 
-def _seen_by_torchrun(attempt: AttemptPaths) -> list[dict[str, Any]]:
+def _seen_by_launcher(attempt: AttemptPaths) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(attempt.root.glob("failures/node_*.json")):
         for failure in (read_json(path) or {}).get("failures", []):
@@ -111,12 +134,12 @@ def _seen_by_torchrun(attempt: AttemptPaths) -> list[dict[str, Any]]:
                     "what": f"rank {rank} "
                     + ("was killed by " if killed else "ended with ")
                     + describe_exit(code),
-                    "evidence": f"torchrun, pid {failure['pid']}; log: {attempt.rank_log(rank)}",
+                    "evidence": f"pid {failure['pid']}; log: {attempt.rank_log(rank)}",
                     "remedy": "out of memory? dmesg | tail" if code == -signal.SIGKILL else "",
                     "rank": rank,
                     "time": failure["time"],
                     # What the rank itself wrote says more than its exit code, and the death of one rank makes
-                    # torchrun end the others.
+                    # the launcher end the others.
                     "secondary": attempt.rank_failure(rank).exists() or code in _ENDED_BY_OTHERS,
                 }
             )

@@ -8,7 +8,7 @@ from seatrial.backends.machine import Machine
 from seatrial.errors import SpecError
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import Device, LaunchPlan, Stage
-from seatrial.spec.run import ResourcesSpec, RunSpec, ScriptSpec
+from seatrial.spec.run import ResourcesSpec, RunSpec, ScriptSpec, TrainSpec
 
 
 def plan(
@@ -27,6 +27,8 @@ def plan(
         SpecError: the machine does not have what the spec asks for; nothing is done with less.
     """
     device, nproc = ranks(spec.resources, machine)
+    # Nobody else's script leaves heartbeats or finds its own way back to a checkpoint.
+    train = spec.train if isinstance(spec, RunSpec) else TrainSpec(hang_timeout_s=None)
     return LaunchPlan(
         run_id=paths.run_id,
         run_dir=paths.root,
@@ -38,6 +40,10 @@ def plan(
         stages=stages,
         python=python,
         cwd=cwd,
+        launcher=spec.resources.launcher,
+        max_restarts=train.max_restarts,
+        hang_timeout_s=train.hang_timeout_s,
+        stop_before_s=train.stop_before_s,
     )
 
 

@@ -52,9 +52,23 @@ class AttemptPaths:
         """Why one rank stopped, in three parts."""
         return self.root / "failures" / f"rank_{rank:05d}.json"
 
+    @property
+    def failures(self) -> Path:
+        """What ranks and launcher say of a failure; of earlier starts of the ranks, in ``restart_<k>/``."""
+        return self.root / "failures"
+
     def launcher_failures(self, node_rank: int) -> Path:
-        """What torchrun saw of its children: exit codes and signals."""
-        return self.root / "failures" / f"node_{node_rank:05d}.json"
+        """What the ranks' parent saw of them: exit codes and signals."""
+        return self.failures / f"node_{node_rank:05d}.json"
+
+    @property
+    def restarts(self) -> Path:
+        """One row for each time that the ranks were started again."""
+        return self.root / "restarts.jsonl"
+
+    def heartbeat(self, rank: int) -> Path:
+        """Where one rank is: step, phase and time, overwritten in place."""
+        return self.root / "heartbeats" / f"rank_{rank:05d}"
 
 
 @dataclass(frozen=True, slots=True)

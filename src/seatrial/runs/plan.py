@@ -10,11 +10,12 @@ from seatrial.errors import SpecError
 from seatrial.runs.files import read_json, write_json
 
 Device = Literal["cuda", "cpu"]
+Launcher = Literal["warm", "torchrun"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One program that all ranks run together, under one torchrun."""
+    """One program that all ranks run together."""
 
     name: str
     argv: tuple[str, ...]
@@ -40,6 +41,16 @@ class LaunchPlan:
     cwd: Path
     grace_s: int = 120
     """From the request to stop to the kill."""
+    launcher: Launcher = "warm"
+    """What starts the ranks: forks of one warm process a node, or torchrun."""
+    max_restarts: int = 0
+    """How often the ranks are started again, from the newest checkpoint, after a failure of the platform."""
+    hang_timeout_s: float | None = 600
+    """A rank without progress for so long is frozen; None never thinks so."""
+    deadline: float | None = None
+    """When the platform will end the attempt (seconds since the epoch); None is never, or not known."""
+    stop_before_s: float = 120
+    """How long before the deadline the ranks save and stop."""
 
     @property
     def world_size(self) -> int:

@@ -82,6 +82,12 @@ class TrainSpec(_Section):
     """Steps between evaluations on the held-out samples; null for the end of each epoch."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between rows of metrics.jsonl; the loss leaves the device only then."""
+    max_restarts: Annotated[int, Field(ge=0)] = 0
+    """How often the ranks are started again from the newest checkpoint when one of them dies or freezes."""
+    hang_timeout_s: Annotated[float, Field(gt=0)] | None = 600
+    """A rank without progress for so long counts as frozen; null never thinks so. Before the second step, three times as long, and at least half an hour."""
+    stop_before_s: Annotated[float, Field(ge=0)] = 120
+    """How long before the platform's deadline (SEATRIAL_DEADLINE, seconds since the epoch) the ranks save and stop."""
 
 
 class ResourcesSpec(_Section):
@@ -95,6 +101,8 @@ class ResourcesSpec(_Section):
     """GPUs of each machine; auto takes all that are visible, 0 asks for CPU."""
     nproc: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Ranks on each machine; auto is one a GPU, or one on a machine without GPUs."""
+    launcher: Literal["warm", "torchrun"] = "warm"
+    """What starts the ranks: forks of one process a node that has imported everything once, or torchrun."""
 
 
 class CompareGate(_Section):

@@ -1,0 +1,174 @@
+"""Where each rank is, and which one holds up the others.
+
+A rank overwrites one short line of a file of its own, some microseconds a beat and never synced; the agent reads
+the lines, and decides by its own monotonic clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seatrial.job.processes import is_halted
+
+STACK_SIGNAL = signal.SIGUSR1
+"""Makes a rank print the stacks of its threads into its log."""
+_LINE = b"%d %d %d %d %d %d %-40.40b\n"
+"""pid, step, part, begun, monotonic and wall time in ns, phase; what a longer line leaves behind it is blank."""
+_GONE = ("finished", "failed")
+_STARTING_S = 1800.0
+
+
+class Heart:
+    """One rank's heartbeat. Every beat is written, since the last one before a freeze tells who is behind."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        self._pid = os.getpid()
+        self._step = 0
+        self._part = 0
+        self._begun = 0
+        faulthandler.register(STACK_SIGNAL, all_threads=True)
+        self.enter("starting")
+
+    def beat(self, step: int | None = None, phase: str = "training") -> None:
+        """A step (from 1) begins; without a number, the next one."""
+        self._step = self._step + 1 if step is None else step
+        self._part = 0
+        self._begun += 1
+        self._write(phase)
+
+    def enter(self, phase: str) -> None:
+        """The next part of the same step begins."""
+        self._part += 1
+        self._write(phase)
+
+    def _write(self, phase: str) -> None:
+        os.pwrite(
+            self._file,
+            _LINE
+            % (
+                self._pid,
+                self._step,
+                self._part,
+                self._begun,
+                time.monotonic_ns(),
+                time.time_ns(),
+                phase.encode(),
+            ),
+            0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a rank's line said last. Of two ranks, the one with the lower `place` is behind."""
+
+    pid: int
+    step: int
+    part: int
+    begun: int
+    """Steps that this process has begun."""
+    phase: str
+    line: str
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Step, and part within the step."""
+        return self.step, self.part
+
+    @classmethod
+    def read(cls, path: Path) -> Beat | None:
+        """The beat in `path`; None where there is none yet."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            line = path.read_text()
+            pid, step, part, begun, _, _, phase = line.split(maxsplit=6)
+            return cls(int(pid), int(step), int(part), int(begun), phase.strip(), line)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The rank that holds up the others."""
+
+    rank: int
+    beat: Beat | None
+    """None when it never said anything."""
+    silent_s: float
+    others: str
+    """Where the other ranks are, in words."""
+
+
+class Watch:
+    """Looks for a rank that makes no progress.
+
+    Args:
+        paths: the ranks' heartbeat files, by rank; removed, since they are of earlier ranks.
+        timeout_s: longest silence of a rank that is well.
+        clock: seconds that never jump.
+        halted: whether the kernel holds a process (by pid), as after SIGSTOP.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        halted: Callable[[int], bool] = is_halted,
+    ) -> None:
+        self._paths = paths
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._halted = halted
+        self._beats: list[Beat | None] = [None] * len(paths)
+        self._changed = [clock()] * len(paths)
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+    def look(self) -> Frozen | None:
+        """The rank that is furthest behind, once some rank has been silent for too long."""
+        now = self._clock()
+        for rank, path in enumerate(self._paths):
+            beat = Beat.read(path)
+            if beat is not None and (self._beats[rank] is None or beat.line != self._beats[rank].line):  # type: ignore[union-attr]
+                self._beats[rank], self._changed[rank] = beat, now
+        silent = [rank for rank in range(len(self._paths)) if self._is_silent(rank, now)]
+        if not silent:
+            return None
+        # Ranks wait for each other: of those that are silent, a halted one or else the last one is the cause.
+        rank = min(silent, key=lambda r: (not self._is_halted(r), self._place(r), self._changed[r]))
+        return Frozen(rank, self._beats[rank], now - self._changed[rank], self._others(rank))
+
+    @property
+    def step(self) -> int:
+        """The highest step that any rank has begun."""
+        return max((beat.step for beat in self._beats if beat is not None), default=0)
+
+    def _is_silent(self, rank: int, now: float) -> bool:
+        beat = self._beats[rank]
+        if beat is not None and beat.phase in _GONE:
+            return False
+        # Imports, data, the model and compilation happen before the second step.
+        running = beat is not None and beat.begun > 1
+        patience = self._timeout_s if running else max(3 * self._timeout_s, _STARTING_S)
+        return now - self._changed[rank] > patience
+
+    def _is_halted(self, rank: int) -> bool:
+        beat = self._beats[rank]
+        return beat is not None and self._halted(beat.pid)
+
+    def _place(self, rank: int) -> tuple[int, int]:
+        beat = self._beats[rank]
+        return (-1, 0) if beat is None else beat.place
+
+    def _others(self, rank: int) -> str:
+        found = [(r, b) for r, b in enumerate(self._beats) if r != rank]
+        words = [f"rank {r}: step {b.step}, {b.phase}" if b else f"rank {r}: no sign" for r, b in found[:8]]
+        return "; ".join(words) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
