@@ -67,7 +67,7 @@ class TestKillAndResume:
     ) -> None:
         words, expected = undisturbed
         killed = seatrial(*words, fault="kill:rank=0,step=35")
-        newest = killed.run.checkpoints / "step_000030" / "model.safetensors"
+        newest = killed.run.checkpoints / "step_000030" / "rank_00001.safetensors"
         data = bytearray(newest.read_bytes())
         data[len(data) // 2] ^= 1  # one flipped bit
         newest.write_bytes(data)
