@@ -39,6 +39,8 @@ from seatrial.runs.files import write_json
 _GROUP_TIMEOUT = timedelta(days=1)
 """A slow disk is waited for; a rank that is gone is noticed by its closed connection."""
 _WRITER_NICENESS = 5
+_WORTH_SAYING_S = 1.0
+"""A shorter wait for the save before is no news."""
 _Sources: TypeAlias = list[tuple[shards.Piece, torch.Tensor]]
 
 
@@ -237,7 +239,7 @@ class Saver:
             began = time.perf_counter()
             self._thread.join()
             waited = time.perf_counter() - began
-            if self._reporter is not None and not self._said_slow:
+            if self._reporter is not None and not self._said_slow and waited >= _WORTH_SAYING_S:
                 self._said_slow = True
                 self._reporter.evidence(
                     "checkpoint_slow", Verdict.WARN, measured=round(waited, 3), expected=0, unit="s",
