@@ -15,6 +15,7 @@ import pytest
 from seatrial.runs import commit
 from seatrial.runs.evidence import read_evidence
 from seatrial.runs.files import read_json_lines
+from seatrial.runs.metrics import read_metrics
 from seatrial.runs.paths import RunPaths
 
 from .conftest import Seatrial, rank_processes
@@ -219,7 +220,7 @@ class TestOtherRanksOtherRecipe:
         """The global batch stays, so the losses do; what was changed on the way is recorded."""
         whole = seatrial("train", recipe(log_every=1, max_steps=36), "--train-only")
         assert whole.code == 0, whole.stderr
-        expected = {row["step"]: row["loss"] for row in losses(whole.run)}
+        expected = {row["step"]: row["loss"] for row in read_metrics(whole.run.metrics)["train"]}
 
         name = recipe(log_every=1, max_steps=36, checkpoint_every=12)
         assert seatrial("train", name, "--train-only", fault="kill:rank=1,step=15").code == 4
@@ -233,7 +234,7 @@ class TestOtherRanksOtherRecipe:
         third = seatrial("runs", "resume", "last", "--nproc", "4")
         assert third.code == 0, third.stderr
 
-        found = {row["step"]: row["loss"] for row in losses(third.run)}
+        found = {row["step"]: row["loss"] for row in read_metrics(third.run.metrics)["train"]}
         assert found.keys() == expected.keys()
         assert max(abs(found[step] - expected[step]) for step in expected) < 1e-4
         starts = [
