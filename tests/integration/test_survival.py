@@ -15,6 +15,7 @@ import pytest
 from seatrial.runs import commit
 from seatrial.runs.evidence import read_evidence
 from seatrial.runs.files import read_json_lines
+from seatrial.runs.metrics import read_metrics
 from seatrial.runs.paths import RunPaths
 
 from .conftest import Seatrial, rank_processes
@@ -67,7 +68,7 @@ class TestKillAndResume:
     ) -> None:
         words, expected = undisturbed
         killed = seatrial(*words, fault="kill:rank=0,step=35")
-        newest = killed.run.checkpoints / "step_000030" / "model.safetensors"
+        newest = killed.run.checkpoints / "step_000030" / "rank_00001.safetensors"
         data = bytearray(newest.read_bytes())
         data[len(data) // 2] ^= 1  # one flipped bit
         newest.write_bytes(data)
@@ -210,3 +211,55 @@ def test_a_disk_that_is_really_full(seatrial: Seatrial, recipe: Callable[..., st
     run = RunPaths(next(p for p in small_disk.iterdir() if p.is_dir()))
     kept = sorted(p for p in run.checkpoints.iterdir())
     assert kept and all(commit.problems(p) == [] for p in kept)
+
+
+class TestOtherRanksOtherRecipe:
+    def test_two_ranks_then_one_then_four_train_as_two_do(
+        self, seatrial: Seatrial, recipe: Callable[..., str]
+    ) -> None:
+        """The global batch stays, so the losses do; what was changed on the way is recorded."""
+        whole = seatrial("train", recipe(log_every=1, max_steps=36), "--train-only")
+        assert whole.code == 0, whole.stderr
+        expected = {row["step"]: row["loss"] for row in read_metrics(whole.run.metrics)["train"]}
+
+        name = recipe(log_every=1, max_steps=36, checkpoint_every=12)
+        assert seatrial("train", name, "--train-only", fault="kill:rank=1,step=15").code == 4
+        refused = seatrial("runs", "resume", "last", "train.learning_rate=1e-3", "train.seed=4")
+        assert refused.code == 2
+        assert "- train.learning_rate: 0.002\n            + train.learning_rate: 0.001" in refused.stderr
+        assert "--allow-change" in refused.stderr
+        words = ("runs", "resume", "last", "train.checkpoint_every=6")
+        second = seatrial(*words, "--nproc", "1", fault="kill:step=26,attempt=1")
+        assert second.code == 4, second.stderr
+        third = seatrial("runs", "resume", "last", "--nproc", "4")
+        assert third.code == 0, third.stderr
+
+        found = {row["step"]: row["loss"] for row in read_metrics(third.run.metrics)["train"]}
+        assert found.keys() == expected.keys()
+        assert max(abs(found[step] - expected[step]) for step in expected) < 1e-4
+        starts = [
+            next(e for e in read_json_lines(third.run.attempt(k).rank_events(0)) if e["event"] == "training")
+            for k in range(3)
+        ]
+        assert [e["from_step"] for e in starts] == [0, 12, 24]
+        assert [e["steps_per_epoch"] for e in starts] == [starts[0]["steps_per_epoch"]] * 3
+        assert [record.nproc for record in third.manifest.attempts] == [2, 1, 4]
+        assert third.manifest.attempts[1].changes == {
+            "train.checkpoint_every": [12, 6], "resources.nproc": [2, 1],
+        }  # fmt: skip
+        assert third.manifest.attempts[2].changes == {"resources.nproc": [2, 4]}
+
+
+def test_a_read_only_directory_is_said_before_anything_starts(
+    seatrial: Seatrial, recipe: Callable[..., str], small_disk: Path
+) -> None:
+    done = seatrial(
+        "train", recipe(max_steps=3), "--runs-dir", str(small_disk), "--train-only", fault="kill:step=2"
+    )
+    run = RunPaths(next(p for p in small_disk.iterdir() if p.is_dir()))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused = seatrial("train", recipe(), "--runs-dir", str(small_disk))
+    assert refused.code == 2 and "Read-only file system" in refused.stderr
+    resumed = seatrial("runs", "resume", str(run.root))
+    assert resumed.code == 4 and "can't be written" in resumed.stderr
+    assert not run.attempt(1).root.exists() and done.code == 4

@@ -79,6 +79,8 @@ def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
             click.echo(
                 f"           restart {row['restart']} ({row['stage']}, step {row['step']}): {row['what']}"
             )
+        for key, (old, new) in record.changes.items():
+            click.echo(f"           {key}: {old} → {new}")
         if record.failure is not None:
             click.echo(f"           {record.failure['what']}")
     sentence = manifest.results.get("comparison", {}).get("sentence")
@@ -155,16 +157,30 @@ def cancel(run: str, runs_dir: Path | None, force: bool) -> int:
 
 @runs.command()
 @click.argument("run")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @_RUNS_DIR
-def resume(run: str, runs_dir: Path | None) -> int:
-    """Go on from the newest sound checkpoint: the same run, one more attempt."""
+@click.option("--nproc", type=click.IntRange(min=1), help="Ranks of this attempt; the global batch stays.")
+@click.option(
+    "--allow-change", is_flag=True, help="Go on with another recipe, though it is another training."
+)
+def resume(
+    run: str, overrides: tuple[str, ...], runs_dir: Path | None, nproc: int | None, allow_change: bool
+) -> int:
+    """Go on from the newest sound checkpoint: the same run, one more attempt.
+
+    KEY=VALUE changes the recipe: freely how it is watched, saved and kept, and how long it lasts; anything else only with
+    --allow-change.
+    """
     from seatrial.cli.outcome import conclude
     from seatrial.cli.start import start_attempt
     from seatrial.launch import launcher
+    from seatrial.launch.inspect import inspect
     from seatrial.launch.plan import stages_of
     from seatrial.runs import lock
     from seatrial.runs.state import RunState
+    from seatrial.spec import changes as changes_of
     from seatrial.spec.load import read_spec
+    from seatrial.spec.run import RunSpec, ScriptSpec
 
     paths = _find(run, runs_dir)
     manifest = launcher.settle(paths)
@@ -182,9 +198,21 @@ def resume(run: str, runs_dir: Path | None) -> int:
             remedy=f"seatrial runs show {manifest.run_id}",
         )
     spec = read_spec(paths.spec)
+    words = [*overrides, *([] if nproc is None else [f"resources.nproc={nproc}"])]
+    changes: changes_of.Changes = {}
+    if isinstance(spec, ScriptSpec) and words:
+        raise SpecError("a script's run has no recipe to change", evidence=" ".join(words))
+    if isinstance(spec, RunSpec):
+        spec, changes = changes_of.changed(spec, words)
+        changes_of.check(changes, allowed=allow_change, run_id=manifest.run_id)
+        if any(key.startswith("data.") for key in changes):
+            inspect(spec)
+    if changes:
+        click.echo(changes_of.render(changes), err=True)
     attempt = len(manifest.attempts)
     train_only = bool(manifest.attempts) and manifest.attempts[0].stages == ["train"]
-    start_attempt(paths, spec, stages_of(spec, paths, attempt, train_only=train_only), attempt)
+    stages = stages_of(spec, paths, attempt, train_only=train_only)
+    start_attempt(paths, spec, stages, attempt, changes)
     return conclude(paths, spec)
 
 

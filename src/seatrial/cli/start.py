@@ -19,6 +19,7 @@ from seatrial.launch.plan import plan, stages_of
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.paths import runs_dir as default_runs_dir
 from seatrial.runs.plan import LaunchPlan, Stage
+from seatrial.spec.changes import Changes
 from seatrial.spec.load import LoadedSpec
 from seatrial.spec.run import RunSpec, ScriptSpec
 
@@ -83,15 +84,21 @@ def start_new(
 
 
 def start_attempt(
-    paths: RunPaths, spec: RunSpec | ScriptSpec, stages: tuple[Stage, ...], attempt: int
+    paths: RunPaths,
+    spec: RunSpec | ScriptSpec,
+    stages: tuple[Stage, ...],
+    attempt: int,
+    changes: Changes | None = None,
 ) -> None:
-    """One more attempt of a run that exists; followed to its end."""
+    """One more attempt of a run that exists, with `changes` of its recipe made already; followed to its end."""
     here = machine.probe()
     cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
     planned = plan(spec, paths, here, attempt=attempt, stages=stages, python=sys.executable, cwd=cwd)
     backend = registry.get("local" if spec.resources.on == "auto" else spec.resources.on)
     say(f"run {paths.run_id}, attempt {attempt}: {', '.join(stage.name for stage in stages)}")
-    follow(launcher.submit(planned, backend), show_ranks=isinstance(spec, ScriptSpec))
+    if changes and isinstance(spec, RunSpec):
+        launcher.change_recipe(paths, spec, changes, attempt)
+    follow(launcher.submit(planned, backend, changes), show_ranks=isinstance(spec, ScriptSpec))
 
 
 def say(text: str) -> None:

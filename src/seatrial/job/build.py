@@ -11,11 +11,13 @@ import torch.distributed as dist
 from seatrial.errors import SpecError
 from seatrial.job import data, model, packing
 from seatrial.job.batches import BatchPlan, Tokens, tokenize
-from seatrial.job.checkpoint import TrainState
+from seatrial.job.checkpoint import Checkpoint, TrainState, first_global_batch
 from seatrial.job.faults import Faults
 from seatrial.job.optimizer import make_optimizer, make_scheduler
 from seatrial.job.parallel import parallelize
 from seatrial.job.reporter import Reporter
+from seatrial.job.retention import Retention
+from seatrial.job.saver import Saver
 from seatrial.job.world import World
 from seatrial.runs.commit import is_committed
 from seatrial.runs.evidence import Verdict
@@ -33,6 +35,7 @@ class Job:
     """The model; with more than one rank, wrapped by `parallel`."""
     loaded: model.LoadedModel
     state: TrainState
+    saver: Saver
     train: Tokens
     test: Tokens
     batches: BatchPlan
@@ -63,8 +66,11 @@ class Window:
         )
 
 
-def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
-    """Data, model (the original is saved before anything changes it), optimizer and schedule."""
+def build(spec: RunSpec, world: World, reporter: Reporter, found: Checkpoint | None = None) -> Job:
+    """Data, model (the original is saved before anything changes it), optimizer and schedule.
+
+    A run that goes on, from the checkpoint `found` or from the start, keeps its global batch whatever ranks it has.
+    """
     reporter.event("loading")
     torch.manual_seed(spec.train.seed)
     torch.backends.cudnn.benchmark = False
@@ -83,7 +89,9 @@ def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
     if spec.train.packing:
         packing.enable(loaded.model, spec.task)
     net = parallelize(loaded.model, world)
-    batches = BatchPlan.of(spec.train, train_tokens.lengths, world.world_size)
+    kept_batch = found.global_batch if found is not None else first_global_batch(reporter)
+    batches = BatchPlan.of(spec.train, train_tokens.lengths, world.world_size, kept_batch)
+    reporter.facts(global_batch=batches.global_batch)
     num_steps = batches.num_steps(spec.train.epochs, spec.train.max_steps)
     optimizer = make_optimizer(loaded.model, spec.train)
     state = TrainState(
@@ -92,12 +100,25 @@ def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
         scheduler=make_scheduler(optimizer, num_steps, spec.train),
         scaler=torch.amp.GradScaler(world.device.type, enabled=spec.train.precision == "fp16"),
     )
+    faults = Faults(world.rank, reporter.attempt_index)
+    saver = make_saver(spec.train, reporter, state, world, batches.global_batch, faults)
     torch.manual_seed(spec.train.seed + 1 + world.rank)  # dropout differs between ranks
     loaded.model.train()
     return Job(
-        spec=spec, world=world, reporter=reporter, net=net, loaded=loaded, state=state, train=train_tokens,
-        test=test_tokens, batches=batches, num_steps=num_steps,
-        faults=Faults(world.rank, reporter.attempt_index), window=Window.empty(world.device),
+        spec=spec, world=world, reporter=reporter, net=net, loaded=loaded, state=state, saver=saver,
+        train=train_tokens, test=test_tokens, batches=batches, num_steps=num_steps, faults=faults,
+        window=Window.empty(world.device),
+    )  # fmt: skip
+
+
+def make_saver(
+    train: TrainSpec, reporter: Reporter, state: TrainState, world: World, global_batch: int, faults: Faults
+) -> Saver:
+    """What writes the run's checkpoints, by the recipe's policy."""
+    return Saver(
+        reporter.paths.checkpoints, state, world,
+        Retention(train.keep_checkpoints, train.keep_best, train.keep_every),
+        global_batch=global_batch, reporter=reporter, minutes=train.checkpoint_minutes, midway=faults.while_saving,
     )  # fmt: skip
 
 

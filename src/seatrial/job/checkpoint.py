@@ -1,28 +1,35 @@
-"""Checkpoints: whole or not there, verified before they are believed.
+"""What a checkpoint holds, and going on from one: verified before it is believed, read by any number of ranks.
 
-``checkpoints/step_000500/`` holds ``model.safetensors``, ``optimizer.pt`` (ours, read with ``weights_only``),
-``trainer.json`` and one ``rng_rank_00000.pt`` a rank, sealed by `runs.commit`.
+``checkpoints/step_000500/`` holds ``trainer.json`` and one ``rank_00000.safetensors`` a rank (`job.shards`), sealed by
+`runs.commit`; `job.saver` writes it. Frozen parameters are not in it: they are those of ``models/original``.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_model, save_model
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import load as load_pieces
+from torch.optim.lr_scheduler import LambdaLR
 
+from seatrial.errors import PlatformError, SpecError
+from seatrial.job import shards
 from seatrial.job.reporter import Reporter
 from seatrial.job.world import World
-from seatrial.runs.commit import commit, is_committed, problems, start
+from seatrial.runs.commit import ASIDE, is_committed, problems
 from seatrial.runs.evidence import Verdict
+from seatrial.runs.files import read_json
 
-_FULL_BYTES = 2**20
+DAMAGED = ".damaged"
+"""A checkpoint that failed its verification is set aside under this ending, until a later one is committed."""
 
 
 @dataclass(slots=True)
@@ -31,10 +38,42 @@ class TrainState:
 
     model: torch.nn.Module
     optimizer: torch.optim.AdamW
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler: LambdaLR
     scaler: torch.amp.GradScaler
     step: int = 0
-    """Optimizer steps done. With the seed it also fixes the position in the data."""
+    """Optimizer steps done. With the seed it also fixes the position in the data, and the learning rate."""
+    held_out: tuple[int, float | None] = (0, None)
+    """The latest evaluation: the step, and the loss where it was finite."""
+
+    def updated(self) -> dict[str, torch.Tensor]:
+        """What an optimizer step changes in place, and nothing else does: ``model.…`` and ``optimizer.…``."""
+        names: dict[torch.Tensor, str] = {
+            p: name for name, p in self.model.named_parameters() if p.requires_grad
+        }
+        found = {f"model.{name}": p.detach() for p, name in names.items()}
+        for parameter, entries in self.optimizer.state.items():
+            for key, value in entries.items():
+                found[f"optimizer.{names[parameter]}.{key}"] = value
+        return found
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """What a forward pass may change in place: the model's persistent buffers."""
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        state = self.model.state_dict()
+        return {f"model.{name}": state[name] for name in state.keys() - parameters}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A committed checkpoint whose files have been verified."""
+
+    path: Path
+    step: int
+    world_size: int
+    global_batch: int
+    """Samples of one optimizer step; kept when the number of ranks changes."""
+    scaler: dict[str, Any]
+    held_out_loss: float | None
 
 
 def directory(root: Path, step: int) -> Path:
@@ -49,98 +88,103 @@ def committed_steps(root: Path) -> list[int]:
     return sorted(int(p.name[5:]) for p in root.iterdir() if p.name[5:].isdigit() and is_committed(p))
 
 
-def save(root: Path, state: TrainState, world: World, keep: int, fault: Any = None) -> None:
-    """Every rank calls this at the same step. Old checkpoints go only after the new one is committed.
+def newest(root: Path, world: World, reporter: Reporter) -> Checkpoint | None:
+    """The newest sound checkpoint; every rank calls this before anything is built. The ranks share the hashing.
 
-    Args:
-        root: the run's ``checkpoints/``.
-        state: what to save.
-        world: who saves which part.
-        keep: how many committed checkpoints stay.
-        fault: called in the middle of writing, for tests.
+    A checkpoint whose files differ from what was committed is set aside for the one before, and recorded. What was
+    never committed is removed.
 
     Raises:
-        OSError: the disk is full or gone; the earlier checkpoints are untouched, the part written is removed.
+        PlatformError: checkpoints can't be written here; better said before training than at the first of them.
     """
-    final = directory(root, state.step)
-    if is_committed(final):
-        return
-    aside = start(final) if world.is_main else final.with_name(final.name + ".writing")
-    dist.barrier()
-    try:
-        torch.save(_rng_state(world), aside / f"rng_rank_{world.rank:05d}.pt")
-        if world.is_main:
-            save_model(state.model, str(aside / "model.safetensors"))
-            if fault is not None:
-                fault(state.step)
-            torch.save(state.optimizer.state_dict(), aside / "optimizer.pt")
-            trainer = {
-                "schema": 1,
-                "step": state.step,
-                "scheduler": state.scheduler.state_dict(),
-                "scaler": state.scaler.state_dict(),
-                "world_size": world.world_size,
-            }
-            (aside / "trainer.json").write_text(json.dumps(trainer))
-    except BaseException as error:
-        free = shutil.disk_usage(root).free
-        if world.is_main:
-            shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, RuntimeError) and free < _FULL_BYTES:
-            # torch.save says "unexpected pos" when the disk has no more room.
-            raise OSError(errno.ENOSPC, f"No space left on device ({free} bytes free)", str(aside)) from error
-        raise
-    dist.barrier()
+    _check_writable(root, world)
     if world.is_main:
-        commit(aside, final, step=state.step, world_size=world.world_size)
-        for step in committed_steps(root)[:-keep]:
-            shutil.rmtree(directory(root, step))
+        for leftover in root.glob(f"*{ASIDE}"):
+            shutil.rmtree(leftover)
+    for step in reversed(_everywhere(committed_steps(root), world)[0]):
+        path = directory(root, step)
+        found = _everywhere(_problems(path, world), world)
+        wrong = [problem for of_rank in found for problem in of_rank]
+        if not wrong:
+            return _opened(path)
+        reporter.evidence(
+            f"checkpoint_step_{step:06d}", Verdict.WARN, measured=wrong[0], expected="the bytes that were committed",
+            source=str(path),
+            message=f"the checkpoint of step {step} is damaged ({wrong[0]}); falling back to the one before",
+        )  # fmt: skip
+        if world.is_main:
+            shutil.rmtree(path.with_name(path.name + DAMAGED), ignore_errors=True)
+            path.rename(path.with_name(path.name + DAMAGED))
+    return None
+
+
+def load(found: Checkpoint | None, state: TrainState, world: World, seed: int = 0) -> int:
+    """Loads a checkpoint into `state`, on as many ranks as there are now.
+
+    On the number of ranks that wrote it, all goes on bit for bit. On another number each rank takes the pieces that are
+    its own now, and draws its random numbers (dropout) from a stream of its own.
+
+    The learning rate follows from the recipe and the step, the optimizer's settings from the recipe.
+
+    Returns:
+        The step to go on from; 0 without a checkpoint.
+
+    Raises:
+        SpecError: the model has other parameters than the one that was saved.
+    """
+    if found is None:
+        return 0
+    reader = shards.ShardReader(found.path)
+    _allocate(state.optimizer, dict(state.model.named_parameters()), reader)
+    wanted = state.updated() | state.buffers()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each rank reads for itself
+        planner = DefaultLoadPlanner(flatten_state_dict=False)
+        try:
+            load_pieces(wanted, storage_reader=reader, planner=planner, no_dist=True)
+        except CheckpointException as error:
+            reasons = [str(failure[0]) for failure in error.failures.values()]
+            raise SpecError(
+                f"the checkpoint of step {found.step} does not fit the model",
+                evidence=f"{found.path}: {reasons[0][:300]}",
+                remedy="resume with the recipe that wrote it, or start a new run",
+            ) from error
+    set_step(state.scheduler, found.step)
+    state.scaler.load_state_dict(found.scaler)
+    state.step, state.held_out = found.step, (found.step, found.held_out_loss)
+    if world.world_size == found.world_size:
+        _set_rng_state(shards.read_local(found.path, world.rank), world)
+    else:
+        torch.manual_seed(seed + 1 + world.rank + (found.step << 32))
+    return found.step
 
 
 def restore(root: Path, state: TrainState, world: World, reporter: Reporter) -> int:
-    """Loads the newest sound checkpoint into `state`; every rank calls this.
-
-    A checkpoint whose files differ from what was committed is passed over for the one before, and recorded.
-
-    Returns:
-        The step to go on from; 0 where there is no sound checkpoint.
-    """
-    chosen = [_newest_sound(root, reporter) if world.is_main else 0]
-    dist.broadcast_object_list(chosen, src=0)
-    step = chosen[0]
-    if step == 0:
-        return 0
-    path = directory(root, step)
-    load_model(state.model, str(path / "model.safetensors"))
-    device = world.device
-    state.optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location=device, weights_only=True))
-    trainer = json.loads((path / "trainer.json").read_text())
-    state.scheduler.load_state_dict(trainer["scheduler"])
-    state.scaler.load_state_dict(trainer["scaler"])
-    state.step = trainer["step"]
-    rng = path / f"rng_rank_{world.rank:05d}.pt"
-    if rng.is_file():
-        _set_rng_state(torch.load(rng, weights_only=True), world)
-    return step
+    """`newest` and `load` in one, into a state that is there; every rank calls this."""
+    return load(newest(root, world, reporter), state, world)
 
 
-def _newest_sound(root: Path, reporter: Reporter) -> int:
-    for step in reversed(committed_steps(root)):
-        wrong = problems(directory(root, step))
-        if not wrong:
-            return step
-        reporter.evidence(
-            f"checkpoint_step_{step:06d}",
-            Verdict.WARN,
-            measured=wrong[0],
-            expected="the bytes that were committed",
-            source=str(directory(root, step)),
-            message=f"the checkpoint of step {step} is damaged ({wrong[0]}); falling back to the one before",
-        )
-    return 0
+def first_global_batch(reporter: Reporter) -> int | None:
+    """The global batch that the first attempt of this run set, should no checkpoint have been written since."""
+    for index in range(reporter.attempt_index):
+        facts = read_json(reporter.paths.attempt(index).facts) or {}
+        if "global_batch" in facts:
+            return int(facts["global_batch"])
+    return None
 
 
-def _rng_state(world: World) -> dict[str, torch.Tensor]:
+def set_step(scheduler: LambdaLR, step: int) -> None:
+    """Puts schedule and learning rates where they are after `step` steps; a schedule is a function of the step."""
+    rates = [
+        base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    scheduler.last_epoch, scheduler._step_count, scheduler._last_lr = step, step + 1, rates
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def rng_state(world: World) -> dict[str, torch.Tensor]:
+    """The state of this rank's random number generators, as bytes on the CPU."""
     state = {"cpu": torch.get_rng_state()}
     if world.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(world.device)
@@ -151,3 +195,58 @@ def _set_rng_state(state: dict[str, torch.Tensor], world: World) -> None:
     torch.set_rng_state(state["cpu"])
     if world.device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], world.device)
+
+
+def _opened(path: Path) -> Checkpoint:
+    trainer = json.loads((path / "trainer.json").read_text())
+    trainer.pop("schema")
+    return Checkpoint(path=path, **trainer)
+
+
+def _allocate(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, torch.Tensor], reader: shards.ShardReader
+) -> None:
+    """Room for the optimizer's state, which is empty before the first step: as the parameter, or a number."""
+    entries = reader.read_metadata().state_dict_metadata
+    for name, entry in entries.items():
+        owner, _, key = name.removeprefix("optimizer.").rpartition(".")
+        parameter = parameters.get(owner)
+        if not name.startswith("optimizer.") or parameter is None:
+            continue
+        shape, dtype = entry.size, entry.properties.dtype  # type: ignore[union-attr]
+        value = (
+            torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+            if shape == parameter.shape and len(shape) > 0
+            else torch.zeros(shape, dtype=dtype, device=parameter.device)
+        )
+        optimizer.state[parameter].setdefault(key, value)
+
+
+def _check_writable(root: Path, world: World) -> None:
+    probe = root / f".probe_{world.rank:05d}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"0")
+        probe.unlink()
+    except OSError as error:
+        raise PlatformError(
+            "checkpoints can't be written",
+            evidence=f"rank {world.rank}: {error}",
+            remedy=f"make {root} writable and free some space, then: seatrial runs resume RUN",
+        ) from error
+
+
+def _problems(path: Path, world: World) -> list[str]:
+    try:
+        return problems(path, part=(world.rank, world.world_size))
+    except OSError as error:
+        return [str(error)]
+
+
+def _everywhere(mine: Any, world: World) -> list[Any]:
+    """What each rank has, by rank. With one rank, no process group is needed."""
+    if world.world_size == 1:
+        return [mine]
+    found: list[Any] = [None] * world.world_size
+    dist.all_gather_object(found, mine)
+    return found

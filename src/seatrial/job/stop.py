@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,10 +14,17 @@ from seatrial.job.world import World
 from seatrial.runs.paths import AttemptPaths
 
 
-class StopAgreement:
-    """Lets all ranks stop after the same step, without waiting for the device.
+class Wishes(NamedTuple):
+    """What all ranks do after this step, because one of them asked for it."""
 
-    Each step, every rank reduces its flag (asked to stop or not) over a gloo group of its own, in the background,
+    stop: bool
+    save: bool
+
+
+class StopAgreement:
+    """Lets all ranks stop, or save, after the same step, without waiting for the device.
+
+    Each step, every rank reduces its flags (asked to stop, due to save) over a gloo group of its own, in the background,
     and reads the result of the step before. So all see the same answer at the same step, one step late.
     """
 
@@ -28,10 +36,10 @@ class StopAgreement:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
 
-    def agreed(self) -> bool:
-        """Call once a step on every rank; true on all of them at the same step, or on none."""
+    def agreed(self, *, save: bool = False) -> Wishes:
+        """Call once a step on every rank, with this rank's wish to save; all get the same answer at the same step."""
         previous = self._read()
-        flag = torch.tensor([int(self._asked)], dtype=torch.int32)
+        flag = torch.tensor([self._asked, save], dtype=torch.int32)
         work = None
         if self._group is not None:
             work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
@@ -43,13 +51,13 @@ class StopAgreement:
         self._read()
         self._pending = None
 
-    def _read(self) -> bool:
+    def _read(self) -> Wishes:
         if self._pending is None:
-            return False
+            return Wishes(stop=False, save=False)
         work, flag = self._pending
         if work is not None:
             work.wait()
-        return bool(flag.item())
+        return Wishes(*(bool(wish) for wish in flag.tolist()))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._attempt.stop_request.exists():

@@ -75,9 +75,9 @@ def train(spec: RunSpec, plan: LaunchPlan, world: World, reporter: Reporter) -> 
         "ranks_present", Verdict.PASS, measured=len(present), expected=plan.world_size, unit="ranks",
         source="all_gather before step 1", message=f"{len(present)} of {plan.world_size} ranks reported",
     )  # fmt: skip
-    job = build(spec, world, reporter)
-    root = reporter.paths.checkpoints
-    done = checkpoint.restore(root, job.state, world, reporter)
+    found = checkpoint.newest(reporter.paths.checkpoints, world, reporter)
+    job = build(spec, world, reporter, found)
+    done = checkpoint.load(found, job.state, world, spec.train.seed)
     reporter.event(
         "training", num_steps=job.num_steps, from_step=done, steps_per_epoch=job.batches.steps_per_epoch
     )
@@ -90,20 +90,22 @@ def train(spec: RunSpec, plan: LaunchPlan, world: World, reporter: Reporter) -> 
         train_step(job, step)
         step = job.state.step = step + 1
         last = step == job.num_steps
-        stopping = stop.agreed() and not last
+        wishes = stop.agreed(save=job.saver.is_due())
+        stopping = wishes.stop and not last
         if last or stopping or step % spec.train.log_every == 0 or step == 1:
             last_loss = log_step(job)
             first_loss = first_loss if first_loss is not None else last_loss
         if last or is_due(step, spec.train.eval_every or job.batches.steps_per_epoch):
             evaluate(job)
-        if stopping or (is_due(step, spec.train.checkpoint_every) and not last):
+        if stopping or ((wishes.save or is_due(step, spec.train.checkpoint_every)) and not last):
             check_finite(job)
-            checkpoint.save(root, job.state, world, spec.train.keep_checkpoints, job.faults.while_saving)
-            reporter.event("checkpoint", step=step)
+            job.saver.save()
         if stopping:
             stop.close()
+            job.saver.finish()
             return False
     stop.close()
+    job.saver.finish()
     finish(job, first_loss, last_loss)
     return True
 
@@ -139,6 +141,7 @@ def train_step(job: Job, step: int) -> None:
                 job.reporter.heart.enter("reducing")  # from here on it waits for its peers
             state.scaler.scale(scaled).backward()
         loss += part_loss.detach() * counts
+    job.saver.before_update()
     norm = update(state.optimizer, state.scaler, train.clip_norm)
     state.scheduler.step()
 
@@ -201,6 +204,7 @@ def check_finite(job: Job) -> None:
     dist.all_reduce(bad, dist.ReduceOp.MIN)
     if bad.item() == torch.iinfo(torch.int64).max:
         return
+    job.saver.finish()  # every rank is here: what is being written becomes the last good checkpoint
     kept = checkpoint.committed_steps(job.reporter.paths.checkpoints)
     step = int(bad.item())
     job.reporter.evidence(
@@ -235,6 +239,7 @@ def evaluate(job: Job) -> None:
     job.window.started += time.perf_counter() - began  # throughput is of training
     weight = max(1, int(tokens.targets.sum()))
     loss_sum, hits_sum = totals.tolist()
+    job.state.held_out = (job.state.step, finite(loss_sum / weight))
     job.reporter.metric(
         kind="eval", step=job.state.step, loss=finite(loss_sum / weight), accuracy=hits_sum / weight
     )  # fmt: skip

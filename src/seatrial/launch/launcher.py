@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import seatrial
 from seatrial.backends import registry
@@ -18,12 +19,14 @@ from seatrial.backends.base import Backend, JobHandle, JobRequest
 from seatrial.errors import ExitCode, SeatrialError, SpecError, from_dict
 from seatrial.launch.source import git_state
 from seatrial.runs import commit, lock
-from seatrial.runs.evidence import Verdict, read_evidence
+from seatrial.runs import evidence as proof
+from seatrial.runs.evidence import Evidence, Verdict, read_evidence
 from seatrial.runs.files import read_json, write_json, write_text
 from seatrial.runs.manifest import AttemptRecord, Manifest, now, read_manifest, write_manifest
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan, write_plan
 from seatrial.runs.state import RunState
+from seatrial.spec.changes import OF_THE_ATTEMPT, Changes, render
 from seatrial.spec.run import RunSpec, ScriptSpec
 
 _OUTCOMES = {
@@ -75,7 +78,7 @@ def create(paths: RunPaths, spec: RunSpec | ScriptSpec, argv: Sequence[str]) -> 
         command=list(argv),
         cwd=str(Path.cwd()),
         tags=list(spec.tags),
-        spec_sha256=hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest(),
+        spec_sha256=_sha256(data),
         git=git_state(Path.cwd()),
         seatrial_version=seatrial.__version__,
         python=platform.python_version(),
@@ -84,8 +87,36 @@ def create(paths: RunPaths, spec: RunSpec | ScriptSpec, argv: Sequence[str]) -> 
     return manifest
 
 
-def submit(plan: LaunchPlan, backend: Backend) -> Submitted:
+def change_recipe(paths: RunPaths, spec: RunSpec, changes: Changes, attempt: int) -> None:
+    """Makes `spec` the run's recipe from its next attempt on, and says so in the evidence.
+
+    What belongs to the attempt alone (resources) is only said.
+    """
+    recorded = json.loads(paths.spec.read_text(encoding="utf-8"))
+    data = spec.model_dump(mode="json", by_alias=True) | {"resources": recorded["resources"]}
+    write_json(paths.spec, data)
+    manifest = read_manifest(paths)
+    manifest.spec_sha256 = _sha256(data)
+    write_manifest(paths, manifest)
+    lasting = any(not key.startswith(OF_THE_ATTEMPT) for key in changes)
+    proof.record(
+        paths.evidence,
+        Evidence(
+            check="recipe_unchanged", verdict=Verdict.WARN if lasting else Verdict.PASS,
+            measured={key: new for key, (_, new) in changes.items()},
+            expected={key: old for key, (old, _) in changes.items()}, source=paths.spec.name,
+            message="resumed with another recipe: " + "; ".join(render(changes).splitlines()), attempt=attempt,
+        ),
+    )  # fmt: skip
+
+
+def submit(plan: LaunchPlan, backend: Backend, changes: Changes | None = None) -> Submitted:
     """Writes what will be done, then does it: a crash in between leaves a record that `settle` understands.
+
+    Args:
+        plan: what the attempt does.
+        backend: where.
+        changes: what it changed of the recorded recipe.
 
     Raises:
         SpecError: the run directory is in use.
@@ -99,6 +130,7 @@ def submit(plan: LaunchPlan, backend: Backend) -> Submitted:
         nproc=plan.nproc,
         nodes=plan.nodes,
         device=plan.device,
+        changes={key: [old, new] for key, (old, new) in (changes or {}).items()},
     )
     manifest.attempts.append(record)
     manifest.state, manifest.reason = RunState.SUBMITTING, ""
@@ -183,6 +215,10 @@ def failure_of(manifest: Manifest) -> SeatrialError | None:
             "remedy": resume,
         }
     )
+
+
+def _sha256(spec: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
 def _ask_platform(record: AttemptRecord) -> tuple[RunState, str]:

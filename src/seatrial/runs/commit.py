@@ -6,6 +6,7 @@ added, and then it is renamed. What has no marker does not exist for a reader; w
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -16,33 +17,50 @@ from typing import Any
 from seatrial.runs.files import read_json, sha256_file, sync_directory, write_json
 
 MARKER = "COMMITTED.json"
-_ASIDE = ".writing"
+ASIDE = ".writing"
+"""Ending of a directory that is being written; nothing in it counts."""
 
 
 def start(final: Path) -> Path:
     """An empty directory beside `final` to write into; what an earlier, broken writer left there is removed."""
-    aside = final.with_name(final.name + _ASIDE)
+    aside = final.with_name(final.name + ASIDE)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     return aside
 
 
-def commit(aside: Path, final: Path, **facts: Any) -> dict[str, Any]:
+def commit(
+    aside: Path, final: Path, hashed: dict[str, dict[str, Any]] | None = None, **facts: Any
+) -> dict[str, Any]:
     """Seals `aside` and renames it to `final`, replacing a directory there that was never committed.
 
     Args:
         aside: a directory from `start`, with all files written.
         final: its name from now on.
+        hashed: by name, what the writers of some files know: ``{"sha256", "bytes"}`` of what they wrote and synced.
+            Such a file must be there in that size; it is not read again.
         facts: what else the marker records (step, world_size, …).
 
     Returns:
         The marker: ``{"schema": 1, "sha256", "files": {name: {"sha256", "bytes"}}, **facts}``.
+
+    Raises:
+        OSError: the disk is full or gone, or a file of `hashed` is not what its writer says.
     """
     files: dict[str, dict[str, Any]] = {}
+    for name, entry in (hashed or {}).items():
+        size = (aside / name).stat().st_size
+        if size != entry["bytes"]:
+            raise OSError(
+                errno.EIO, f"{entry['bytes']} bytes were written, {size} are there", str(aside / name)
+            )
+        files[name] = entry
     for path in sorted(p for p in aside.rglob("*") if p.is_file()):
+        name = path.relative_to(aside).as_posix()
+        if name in files:
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        name = path.relative_to(aside).as_posix()
         files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     marker = {"schema": 1, "sha256": _tree_hash(files), "files": files, **facts}
     write_json(aside / MARKER, marker)
@@ -65,16 +83,24 @@ def read_marker(path: Path) -> dict[str, Any] | None:
     return marker if isinstance(marker, dict) else None
 
 
-def problems(path: Path) -> list[str]:
-    """What is wrong with a committed directory: every file is hashed again. Empty when it is sound."""
+def problems(path: Path, part: tuple[int, int] = (0, 1)) -> list[str]:
+    """What is wrong with a committed directory: every file is hashed again. Empty when it is sound.
+
+    Args:
+        path: the directory.
+        part: (i, n): of n readers that share the work, look at the files that fall to the i-th.
+    """
     try:
         marker = read_marker(path)
     except ValueError as error:
         return [f"{MARKER} is not JSON: {error}"]
     if marker is None:
         return [f"no {MARKER}: it was never committed"]
+    listed = marker.get("files")
+    if not isinstance(listed, dict):
+        return [f"{MARKER} lists no files"]
     found = []
-    for name, expected in marker["files"].items():
+    for name, expected in sorted(listed.items())[part[0] :: part[1]]:
         file = path / name
         if not file.is_file():
             found.append(f"{name} is missing")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from seatrial.errors import SpecError
+from seatrial.errors import PlatformError, SpecError
 
 _PATIENCE_S = 2.0
 """An agent writes its exit record a moment before it dies and lets go of the lock."""
@@ -23,6 +23,7 @@ def hold(lock: Path, what: str) -> Iterator[None]:
 
     Raises:
         SpecError: another process holds it, and goes on holding it.
+        PlatformError: nothing can be written there.
     """
     with _taken(lock) as descriptor:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "what": what}
@@ -32,7 +33,7 @@ def hold(lock: Path, what: str) -> Iterator[None]:
 
 
 def check_free(lock: Path) -> None:
-    """Raises `SpecError` when another process holds the lock."""
+    """Raises `SpecError` when another process holds the lock, `PlatformError` when the directory takes no writes."""
     if lock.exists():
         with _taken(lock):
             pass
@@ -40,7 +41,14 @@ def check_free(lock: Path) -> None:
 
 @contextmanager
 def _taken(lock: Path) -> Iterator[int]:
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise PlatformError(
+            f"the run directory {lock.parent.name} can't be written",
+            evidence=str(error),
+            remedy=f"make {lock.parent} writable, or copy it to where it is",
+        ) from error
     try:
         deadline = time.monotonic() + _PATIENCE_S
         while not _try(descriptor):

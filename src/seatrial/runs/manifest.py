@@ -47,6 +47,8 @@ class AttemptRecord(_Record):
     ended: str | None = None
     exit_code: int | None = None
     outcome: str | None = None
+    changes: dict[str, list[Any]] = Field(default_factory=dict)
+    """What this attempt changed of the recipe: by key, the value before and the value after."""
     failure: dict[str, Any] | None = None
     """The first failure: ``{exit_code, what, evidence, remedy, rank?}``."""
 

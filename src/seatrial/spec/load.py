@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import types
@@ -61,13 +62,31 @@ def load(
     return LoadedSpec(_validate(RunSpec, values, source), origins)
 
 
+def load_values(values: Mapping[str, Any], overrides: Iterable[str]) -> RunSpec:
+    """A recorded recipe with ``key=value`` words laid over it; `values` stays as it is.
+
+    Raises:
+        SpecError: as for `load`.
+    """
+    copied = copy.deepcopy(dict(values))
+    for word in overrides:
+        key, value = _split_override(word)
+        _put(copied, key, _absolute(value) if key == "data.path" else value, word)
+    return _validate(RunSpec, copied, "the command line")
+
+
 def _make_absolute(values: dict[str, Any]) -> None:
     """Local paths, as seen from where the command was typed, hold wherever the run goes on."""
     data = values.get("data")
     for section, key in ((values, "model"), (data if isinstance(data, dict) else {}, "path")):
-        value = section.get(key)
-        if isinstance(value, str) and Path(value).expanduser().exists():
-            section[key] = str(Path(value).expanduser().absolute())
+        if key in section:
+            section[key] = _absolute(section[key])
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, str) and Path(value).expanduser().exists():
+        return str(Path(value).expanduser().absolute())
+    return value
 
 
 def read_spec(path: Path) -> RunSpec | ScriptSpec:

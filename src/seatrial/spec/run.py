@@ -76,8 +76,14 @@ class TrainSpec(_Section):
     """Let fp32 matrix products use TF32 where the GPU has it."""
     checkpoint_every: Annotated[int, Field(ge=1)] | None = 500
     """Steps between checkpoints; null for none but the last model."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Also save when so many minutes have passed since the last checkpoint, by rank 0's clock."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """How many checkpoints stay on disk."""
+    """How many of the newest checkpoints stay on disk."""
+    keep_best: Annotated[int, Field(ge=0)] = 0
+    """How many checkpoints with the lowest held-out loss stay as well; it counts where both fall on one step."""
+    keep_every: Annotated[int, Field(ge=1)] | None = None
+    """Checkpoints of every so many steps stay for ever."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between evaluations on the held-out samples; null for the end of each epoch."""
     log_every: Annotated[int, Field(ge=1)] = 10
