@@ -15,6 +15,7 @@ from seatrial.cli.progress import follow
 from seatrial.launch import launcher
 from seatrial.launch.inspect import inspect
 from seatrial.launch.plan import plan, stages_of
+from seatrial.runs.files import write_json
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.paths import runs_dir as default_runs_dir
 from seatrial.runs.plan import LaunchPlan, Stage
@@ -57,12 +58,14 @@ def start_new(
     backend = registry.get("local" if spec.resources.on == "auto" else spec.resources.on)
     if isinstance(spec, RunSpec):
         say("looking at data and model")
-        found = inspect(spec)
+        found = inspect(spec, prepare=not dry_run)
         say(_found(found))
     if dry_run:
         _print_dry_run(spec, planned, backend.render(planned).text, origins or {})
         return 0
     launcher.create(paths, spec, argv)
+    if isinstance(spec, RunSpec):
+        write_json(paths.inputs, found["inputs"])
     say(
         f"run {paths.run_id} on {backend.name}: {planned.nproc} ranks on {planned.device.upper()} ({here.evidence})"
     )

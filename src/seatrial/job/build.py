@@ -9,13 +9,14 @@ import torch
 import torch.distributed as dist
 
 from seatrial.errors import SpecError
-from seatrial.job import data, model
-from seatrial.job.batches import BatchPlan, Tokens, tokenize
+from seatrial.job import inputs, model
+from seatrial.job.batches import BatchPlan
 from seatrial.job.checkpoint import TrainState
 from seatrial.job.faults import Faults
 from seatrial.job.optimizer import make_optimizer, make_scheduler
 from seatrial.job.parallel import parallelize
 from seatrial.job.reporter import Reporter
+from seatrial.job.tokens import Tokens
 from seatrial.job.world import World
 from seatrial.runs.commit import is_committed
 from seatrial.runs.evidence import Verdict
@@ -72,13 +73,10 @@ def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
         torch.set_float32_matmul_precision("high")
     check_precision(spec.train, world)
 
-    samples = data.load_data(spec.data, spec.task, spec.train.seed)
-    loaded = load_original(spec, samples.labels, world, reporter)
-    train_tokens, test_tokens = (
-        tokenize(split, loaded.tokenizer, loaded.max_length(spec.data.max_length))
-        for split in (samples.train, samples.test)
-    )
-    report_data(reporter, samples, train_tokens, test_tokens, loaded)
+    found = inputs.of_run(spec, reporter.paths, world, lambda: tokenizing(spec, reporter))
+    loaded = load_original(spec, found.labels, world, reporter)
+    train_tokens, test_tokens = found.splits["train"].tokens, found.test.tokens
+    report_data(reporter, found, loaded)
 
     net = parallelize(loaded.model, world)
     batches = BatchPlan.of(spec.train, train_tokens.lengths, world.world_size)
@@ -99,6 +97,14 @@ def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
     )  # fmt: skip
 
 
+def tokenizing(spec: RunSpec, reporter: Reporter) -> inputs.Tokenizing:
+    """The tokenizer of the model that the run starts from, without the model."""
+    original = reporter.paths.model("original")
+    name = str(original) if is_committed(original) else spec.model
+    facts, tokenizer = model.check_model(name, spec.data.max_length)
+    return inputs.Tokenizing(tokenizer, facts["max_length"])
+
+
 def load_original(
     spec: RunSpec, labels: tuple[str, ...], world: World, reporter: Reporter
 ) -> model.LoadedModel:
@@ -113,19 +119,16 @@ def load_original(
     return loaded
 
 
-def report_data(
-    reporter: Reporter, samples: data.Data, train: Tokens, test: Tokens, loaded: model.LoadedModel
-) -> None:
+def report_data(reporter: Reporter, found: inputs.Inputs, loaded: model.LoadedModel) -> None:
     """What was loaded, for the manifest, and whether the held-out samples are new to the model."""
-    facts = samples.facts
-    facts["train"]["num_cut"], facts["test"]["num_cut"] = train.num_cut, test.num_cut
+    facts = found.facts
     reporter.facts(data=facts, model=loaded.facts)
-    if train.targets.sum() == 0:
+    if found.splits["train"].tokens.targets.sum() == 0:
         raise SpecError("the training samples have nothing to predict", evidence="each is a single token")
     seen = facts["held_out_texts_seen_in_training"]
     reporter.evidence(
         "held_out_is_new", Verdict.WARN if seen else Verdict.PASS, measured=seen, expected=0, unit="samples",
-        source="exact texts of both splits", message=f"{seen} of {len(test)} held-out texts are in the training data",
+        source="exact texts of both splits", message=f"{seen} of {len(found.test)} held-out texts are in the training data",
     )  # fmt: skip
 
 
