@@ -15,7 +15,9 @@ from seatrial.errors import SpecError
 @click.option("--model", "models", multiple=True, type=click.Choice(["original", "trained"]), help="[both]")
 @click.option("--data", help="Other data than the run's held-out samples: file or directory.")
 @click.option("--generate", type=click.IntRange(min=1), metavar="N", help="Continue each text by N tokens.")
-@click.option("--prompt-tokens", type=click.IntRange(min=1), help="Tokens of the text that are the prompt [32].")
+@click.option(
+    "--prompt-tokens", type=click.IntRange(min=1), help="Tokens of the text that are the prompt [32]."
+)
 @click.option("--prompt-column", help="Column that holds the prompts, instead of the texts.")
 @click.option("--temperature", type=click.FloatRange(min=0), help="Sample; 0 takes the likeliest token [0].")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the sampling [0].")

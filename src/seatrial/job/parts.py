@@ -59,7 +59,7 @@ class Parts:
         self._rows: list[np.ndarray] = []
         self._values: list[torch.Tensor] = []
         self._generations: list[str] = []
-        self._flushed = time.monotonic()
+        self._flushed = -FLUSH_S  # the first batch at once: a disk without room shows before an hour's work
 
     def add(self, rows: np.ndarray, values: torch.Tensor, generations: list[str]) -> None:
         """Results of a batch; they may still be on their way on the device. Written down every few seconds.

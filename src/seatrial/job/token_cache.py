@@ -74,11 +74,7 @@ def write_entry(key: str, splits: dict[str, Split], cap_bytes: int = CAP_BYTES) 
             shutil.rmtree(final, ignore_errors=True)
             _commit_unless_there(aside, final)
     except OSError as error:
-        raise SpecError(
-            "the cache of tokenised data can't be written",
-            evidence=str(error),
-            remedy=f"{VARIABLE}=DIRECTORY    (with room for it)",
-        ) from error
+        raise _unwritable(error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     drop_old(cap_bytes, keep=key)
@@ -119,19 +115,30 @@ def drop_old(cap_bytes: int, keep: str) -> None:
 
 
 def remember(source: str, record: dict[str, Any]) -> None:
-    """Notes which entry belongs to a source; the record is JSON."""
+    """Notes which entry belongs to a source; the record is JSON. Raises `SpecError` as `write_entry`."""
     path = cache_root() / "sources" / f"{source}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+    except OSError as error:
+        raise _unwritable(error) from error
 
 
 def recall(source: str) -> dict[str, Any] | None:
     """What `remember` noted of a source, or None. A damaged note is none."""
     try:
         record = read_json(cache_root() / "sources" / f"{source}.json")
-    except ValueError:
+    except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def _unwritable(error: OSError) -> SpecError:
+    return SpecError(
+        "the cache of tokenised data can't be written",
+        evidence=str(error),
+        remedy=f"{VARIABLE}=DIRECTORY    (with room for it)",
+    )
 
 
 def _commit_unless_there(aside: Path, final: Path) -> None:
