@@ -31,8 +31,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from seatrial.job.data import Samples
 from seatrial.job.batches import token_budget
+from seatrial.job.data import Samples
 from seatrial.job.predict import TOKENS_PER_BATCH, batches_of, padded, probabilities
 from seatrial.job.tokens import Tokens, tokenize
 
@@ -109,7 +109,7 @@ def main() -> None:
         f"longest {tokens.lengths.max()}; {args.threads} threads, torch {torch.__version__}"
     )
     if args.tune:
-        compare({f"budget {b}": lambda b=b: ours(model, tokens, b) for b in (256, 512, 1024, 2048, 4096, 8192, 16384)},
+        compare({f"budget {b}": lambda b=b: ours(model, tokens, b) for b in (512, 1024, 2048, 4096, 8192)},
                 args.rounds, len(texts))  # fmt: skip
         return
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")

@@ -36,8 +36,8 @@ from seatrial.runs.predictions import PredictionsInfo, read_info, stream_predict
 from seatrial.spec.load import read_spec
 from seatrial.spec.run import DataSpec, RunSpec
 
-TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
-"""Padding included. On CPU, what a batch touches stays in the cache; a GPU wants to be filled."""
+TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
+"""Padding included. Measured on CPU, where what a batch touches stays in the cache; a GPU wants to be filled (a guess)."""
 _FEWEST_BATCHES = 64
 """Small data is cut finer, for the ranks to share and for a kill to cost little …"""
 _SMALLEST_BATCH = 512
