@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _token_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test leaves tokenised data in the user's cache, or finds any there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "SEATRIAL_CACHE", str(tmp_path_factory.mktemp("tokens")))
+        yield
 
 
 @pytest.fixture

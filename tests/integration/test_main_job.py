@@ -41,7 +41,7 @@ class TestWholeRun:
 
     def test_its_directory_holds_what_the_design_says(self, finished: tuple[Seatrial, Done]) -> None:
         run = finished[1].run
-        for path in (run.manifest, run.spec, run.evidence, run.report, run.metrics, run.comparison, run.request("json"),
+        for path in (run.manifest, run.spec, run.inputs, run.evidence, run.report, run.metrics, run.comparison, run.request("json"),
                      run.attempt(0).exit, run.attempt(0).rank_log(1), run.attempt(0).rank_events(1),
                      run.predictions("original"), run.predictions("trained")):  # fmt: skip
             assert path.is_file(), path

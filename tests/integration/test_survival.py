@@ -17,6 +17,7 @@ from seatrial.runs.evidence import read_evidence
 from seatrial.runs.files import read_json_lines
 from seatrial.runs.metrics import read_metrics
 from seatrial.runs.paths import RunPaths
+from seatrial.runs.predictions import read_predictions
 
 from .conftest import Seatrial, rank_processes
 from .test_main_job import losses, wait_for
@@ -94,6 +95,57 @@ class TestKillAndResume:
         resumed = seatrial("runs", "resume", "last")
         assert resumed.code == 0, resumed.stderr
         assert commit.weights_sha256(resumed.run.model("trained")) == expected
+
+
+class TestPredictions:
+    def test_a_killed_predict_goes_on_and_a_whole_one_is_kept(
+        self, seatrial: Seatrial, reviews: Path, decoder: Path
+    ) -> None:
+        done = seatrial(
+            "train", "--task", "causal-lm", "--model", str(decoder), "--data", str(reviews), "--nproc", "2",
+            "--max-steps", "3", "--max-length", "32", "--train-only",
+        )  # fmt: skip
+        assert done.code == 0, done.stderr
+        words = ["predict", "last", "--model", "trained", "--data", str(reviews), "--generate", "5"]
+        killed = seatrial(*words, fault="kill:rank=1,step=4,attempt=1")
+        assert killed.code == 4, killed.stderr
+        events = []
+        for attempt in (2, 3):
+            again = seatrial(*words)
+            assert again.code == 0, again.stderr
+            events.append(list(read_json_lines(again.run.attempt(attempt).rank_events(1))))
+        predicting = next(e for e in events[0] if e["event"] == "predicting")
+        assert 0 < predicting["num_done"] < predicting["num_samples"] == 600
+        assert [e["event"] for e in events[1]] == ["started", "kept", "finished"]
+
+        path = Path(again.stdout.strip())
+        about, rows = read_predictions(path)
+        assert rows["id"].to_pylist() == [f"test-{i:07d}" for i in range(600)]
+        assert about.options["generation"]["max_new_tokens"] == 5
+        assert about.options["precision"] == "fp32"
+        assert sum(bool(text) for text in rows["generation"].to_pylist()) > 300
+        assert [p.name for p in path.parent.iterdir()] == [path.name]
+        assert seatrial("predict", "last", "--temperature", "1").code == 2
+        assert "at most 64 tokens" in seatrial("predict", "last", "--generate", "60").stderr
+
+
+def test_a_run_goes_on_with_its_own_data_or_not_at_all(
+    seatrial: Seatrial, recipe: Callable[..., str], reviews: Path, tmp_path: Path
+) -> None:
+    """Without the cache, the data is read again, and must be what it was."""
+    mine = tmp_path / "mine.csv"
+    mine.write_text(reviews.read_text())
+    caches = [{"SEATRIAL_CACHE": str(tmp_path / name)} for name in ("first", "second", "third")]
+    words = ["train", recipe(max_steps=12), f"data.path={mine}", "--train-only"]
+    killed = seatrial(*words, fault="kill:rank=1,step=11", **caches[0])
+    assert killed.code == 4, killed.stderr
+    mine.write_text(reviews.read_text().replace("pos", "neg", 1))
+    changed = seatrial("runs", "resume", "last", **caches[1])
+    assert changed.code == 2
+    assert "not those that the run began with" in changed.stderr and str(mine) in changed.stderr
+    mine.write_text(reviews.read_text())
+    resumed = seatrial("runs", "resume", "last", **caches[2])
+    assert resumed.code == 0, resumed.stderr
 
 
 class TestInterrupt:

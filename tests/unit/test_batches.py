@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="the job side needs the extra 'train'")
 
-from seatrial.job.batches import IGNORE, BatchPlan, Tokens, collate, tokenize
+from seatrial.job.batches import IGNORE, BatchPlan, collate
 from seatrial.job.data import Samples
+from seatrial.job.tokens import Tokens, tokenize
 
 plans = st.builds(
     BatchPlan,

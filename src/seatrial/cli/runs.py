@@ -177,6 +177,7 @@ def resume(
     from seatrial.launch.inspect import inspect
     from seatrial.launch.plan import stages_of
     from seatrial.runs import lock
+    from seatrial.runs.files import write_json
     from seatrial.runs.state import RunState
     from seatrial.spec import changes as changes_of
     from seatrial.spec.load import read_spec
@@ -206,7 +207,7 @@ def resume(
         spec, changes = changes_of.changed(spec, words)
         changes_of.check(changes, allowed=allow_change, run_id=manifest.run_id)
         if any(key.startswith("data.") for key in changes):
-            inspect(spec)
+            write_json(paths.inputs, inspect(spec, prepare=True)["inputs"])
     if changes:
         click.echo(changes_of.render(changes), err=True)
     attempt = len(manifest.attempts)

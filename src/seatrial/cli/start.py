@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from seatrial import command
 from seatrial.backends import machine, registry
 from seatrial.backends.base import StartsAhead
 from seatrial.cli.outcome import conclude
@@ -16,6 +17,7 @@ from seatrial.cli.progress import follow
 from seatrial.launch import launcher
 from seatrial.launch.inspect import inspect
 from seatrial.launch.plan import plan, stages_of
+from seatrial.runs.files import write_json
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.paths import runs_dir as default_runs_dir
 from seatrial.runs.plan import LaunchPlan, Stage
@@ -59,16 +61,15 @@ def start_new(
     backend = registry.get("local" if spec.resources.on == "auto" else spec.resources.on)
     if isinstance(spec, RunSpec):
         say("looking at data and model")
-        found = (
-            inspect(spec, backend.prepare(planned, spec))
-            if isinstance(backend, StartsAhead)
-            else inspect(spec)
-        )
+        runner = backend.prepare(planned, spec) if isinstance(backend, StartsAhead) else command.run
+        found = inspect(spec, prepare=not dry_run, runner=runner)
         say(_found(found))
     if dry_run:
         _print_dry_run(spec, planned, backend.render(planned).text, origins or {})
         return 0
     launcher.create(paths, spec, argv)
+    if isinstance(spec, RunSpec):
+        write_json(paths.inputs, found["inputs"])
     say(
         f"run {paths.run_id} on {backend.name}: {planned.nproc} ranks on {planned.device.upper()} ({here.evidence})"
     )

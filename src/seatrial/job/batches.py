@@ -10,65 +10,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 
-from seatrial.job.data import Samples
+from seatrial.job.tokens import Tokens
 from seatrial.spec.run import TrainSpec
 
 IGNORE = -100
 """Label of a position that has no target (PyTorch's default ``ignore_index``)."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A tokenised split: the token ids of all samples end to end.
-
-    Sample ``i`` is ``ids[offsets[i]:offsets[i + 1]]``; ``labels`` is empty for tasks without labels.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    labels: np.ndarray
-    num_cut: int
-    """Samples that were longer than the longest length allowed, and were cut."""
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """int64 tokens of each sample."""
-        return np.diff(self.offsets)
-
-    @cached_property
-    def targets(self) -> np.ndarray:
-        """int64 weight of each sample in the loss: its label, or the tokens that have a predecessor."""
-        return np.ones(len(self), np.int64) if len(self.labels) else np.maximum(self.lengths - 1, 0)
-
-
-def tokenize(samples: Samples, tokenizer: Any, max_length: int, block: int = 4096) -> Tokens:
-    """Tokenises a split with the tokenizer's own special tokens; longer texts are cut, and counted."""
-    pieces, lengths, num_cut = [], [], 0
-    for start in range(0, len(samples), block):
-        encoded = tokenizer(
-            samples.texts[start : start + block], add_special_tokens=True, truncation=False, verbose=False
-        )["input_ids"]
-        long = [i for i, ids in enumerate(encoded) if len(ids) > max_length]
-        if long:
-            # Cut by the tokenizer, which keeps the special token at the end.
-            cut = tokenizer([samples.texts[start + i] for i in long], truncation=True, max_length=max_length)
-            for i, ids in zip(long, cut["input_ids"], strict=True):
-                encoded[i] = ids
-        num_cut += len(long)
-        lengths += [len(ids) for ids in encoded]
-        pieces.append(np.fromiter((token for ids in encoded for token in ids), np.int32))
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]) if lengths else np.zeros(1, np.int64)
-    return Tokens(
-        np.concatenate(pieces) if pieces else np.empty(0, np.int32), offsets, samples.labels, num_cut
-    )
 
 
 def collate(tokens: Tokens, indices: Sequence[int] | np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from seatrial.errors import SpecError
-from seatrial.job import data, model, packing
-from seatrial.job.batches import BatchPlan, Tokens, tokenize
+from seatrial.job import inputs, model, packing
+from seatrial.job.batches import BatchPlan
 from seatrial.job.checkpoint import Checkpoint, TrainState, first_global_batch
 from seatrial.job.faults import Faults
 from seatrial.job.optimizer import make_optimizer, make_scheduler
@@ -18,6 +18,7 @@ from seatrial.job.parallel import parallelize
 from seatrial.job.reporter import Reporter
 from seatrial.job.retention import Retention
 from seatrial.job.saver import Saver
+from seatrial.job.tokens import Tokens
 from seatrial.job.world import World
 from seatrial.runs.commit import is_committed
 from seatrial.runs.evidence import Verdict
@@ -78,13 +79,10 @@ def build(spec: RunSpec, world: World, reporter: Reporter, found: Checkpoint | N
         torch.set_float32_matmul_precision("high")
     check_precision(spec.train, world)
 
-    samples = data.load_data(spec.data, spec.task, spec.train.seed)
+    samples = inputs.of_run(spec, reporter.paths, world, lambda: tokenizing(spec, reporter))
     loaded = load_original(spec, samples.labels, world, reporter)
-    train_tokens, test_tokens = (
-        tokenize(split, loaded.tokenizer, loaded.max_length(spec.data.max_length))
-        for split in (samples.train, samples.test)
-    )
-    report_data(reporter, samples, train_tokens, test_tokens, loaded)
+    train_tokens, test_tokens = samples.splits["train"].tokens, samples.test.tokens
+    report_data(reporter, samples, loaded)
 
     if spec.train.packing:
         packing.enable(loaded.model, spec.task)
@@ -122,6 +120,14 @@ def make_saver(
     )  # fmt: skip
 
 
+def tokenizing(spec: RunSpec, reporter: Reporter) -> inputs.Tokenizing:
+    """The tokenizer of the model that the run starts from, without the model."""
+    original = reporter.paths.model("original")
+    name = str(original) if is_committed(original) else spec.model
+    facts, tokenizer = model.check_model(name, spec.data.max_length)
+    return inputs.Tokenizing(tokenizer, facts["max_length"])
+
+
 def load_original(
     spec: RunSpec, labels: tuple[str, ...], world: World, reporter: Reporter
 ) -> model.LoadedModel:
@@ -136,19 +142,16 @@ def load_original(
     return loaded
 
 
-def report_data(
-    reporter: Reporter, samples: data.Data, train: Tokens, test: Tokens, loaded: model.LoadedModel
-) -> None:
+def report_data(reporter: Reporter, found: inputs.Inputs, loaded: model.LoadedModel) -> None:
     """What was loaded, for the manifest, and whether the held-out samples are new to the model."""
-    facts = samples.facts
-    facts["train"]["num_cut"], facts["test"]["num_cut"] = train.num_cut, test.num_cut
+    facts = found.facts
     reporter.facts(data=facts, model=loaded.facts)
-    if train.targets.sum() == 0:
+    if found.splits["train"].tokens.targets.sum() == 0:
         raise SpecError("the training samples have nothing to predict", evidence="each is a single token")
     seen = facts["held_out_texts_seen_in_training"]
     reporter.evidence(
         "held_out_is_new", Verdict.WARN if seen else Verdict.PASS, measured=seen, expected=0, unit="samples",
-        source="exact texts of both splits", message=f"{seen} of {len(test)} held-out texts are in the training data",
+        source="exact texts of both splits", message=f"{seen} of {len(found.test)} held-out texts are in the training data",
     )  # fmt: skip
 
 

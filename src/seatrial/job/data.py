@@ -11,13 +11,15 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 
 from seatrial.errors import SpecError
 from seatrial.spec.run import DataSpec, Task
+
+if TYPE_CHECKING:
+    import datasets  # a second of imports, which a rank that maps tokenised data need not pay: see the functions
 
 BUILDERS = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow",
@@ -111,6 +113,28 @@ def load_held_out(spec: DataSpec, task: Task, names: tuple[str, ...]) -> Samples
     return _samples(split, "test", _columns(split, spec, task), names, spec.test_samples, 0)
 
 
+def source_state(spec: DataSpec) -> list[list[Any]]:
+    """What changes whenever the data may have changed, found without reading it.
+
+    Returns:
+        A row a file: path, size and times; for a hub id, a row a split with the fingerprint of the copy in the cache.
+
+    Raises:
+        SpecError: there is no such data.
+    """
+    path = Path(spec.path).expanduser()
+    if path.is_dir():
+        return [_file_state(file) for file in sorted(path.rglob("*")) if file.is_file()]
+    if path.is_file():
+        return [_file_state(path)]
+    return [[name, split._fingerprint] for name, split in sorted(_open(spec).items())]
+
+
+def _file_state(path: Path) -> list[Any]:
+    found = path.stat()
+    return [str(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
 def _check_classes(train: Samples, names: tuple[str, ...]) -> None:
     counts = np.bincount(train.labels, minlength=len(names))
     present = [f"{names[i]!r} ({n} samples)" for i, n in enumerate(counts) if n]
@@ -147,6 +171,8 @@ def looks_local(name: str) -> bool:
 
 
 def _open_directory(path: Path) -> dict[str, datasets.Dataset]:
+    import datasets
+
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         loaded = datasets.load_from_disk(str(path))
         return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
@@ -161,6 +187,8 @@ def _open_directory(path: Path) -> dict[str, datasets.Dataset]:
 
 
 def _open_file(path: Path) -> datasets.Dataset:
+    import datasets
+
     builder = BUILDERS.get(path.suffix.lower())
     if builder is None:
         raise SpecError(
@@ -197,6 +225,8 @@ def _no_rows(path: Path) -> SpecError:
 
 
 def _open_hub(spec: DataSpec) -> dict[str, datasets.Dataset]:
+    import datasets
+
     name, subset = spec.path, spec.subset
     owner, _, rest = name.partition("/")
     if owner in _MULTI and rest and subset is None:
@@ -283,6 +313,8 @@ def _columns(split: datasets.Dataset, spec: DataSpec, task: Task) -> dict[str, s
 
 
 def _label_names(split: datasets.Dataset, column: str) -> tuple[str, ...]:
+    import datasets
+
     feature = split.features[column]
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names)
@@ -337,6 +369,8 @@ def _samples(
 
 
 def _label_indices(split: datasets.Dataset, column: str, names: tuple[str, ...], role: str) -> np.ndarray:
+    import datasets
+
     values = split[column][:]
     if isinstance(split.features[column], datasets.ClassLabel):
         values = [names[v] if isinstance(v, int) and 0 <= v < len(names) else v for v in values]
@@ -355,4 +389,4 @@ def _label_indices(split: datasets.Dataset, column: str, names: tuple[str, ...],
 def quiet_libraries() -> None:
     """Progress bars and advice of libraries do not belong into a rank's log."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    datasets.disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

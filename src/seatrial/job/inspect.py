@@ -1,6 +1,7 @@
-"""Looks at what a spec names before anything is launched: ``python -m seatrial.job.inspect SPEC.json``.
+"""Looks at what a spec names before anything is launched: ``python -m seatrial.job.inspect SPEC.json [--prepare]``.
 
-Prints one JSON document: the facts, or the error in three parts. Nothing is written, no weights are loaded.
+Prints one JSON document: the facts, or the error in three parts. No weights are loaded, and nothing is written, unless
+the data is to be prepared as well: then it is in the cache, tokenised, for the ranks to map.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from seatrial.errors import SeatrialError
-from seatrial.job import data, model
+from seatrial.job import data, inputs, model
 from seatrial.spec.load import read_spec
 from seatrial.spec.run import RunSpec
 
 
-def inspect(spec: RunSpec) -> dict[str, Any]:
-    """What the data and the model are.
+def inspect(spec: RunSpec, *, prepare: bool) -> dict[str, Any]:
+    """What the data and the model are; with `prepare`, also the record of the tokenised data, under ``inputs``.
 
     Raises:
         SpecError: whatever is wrong with either.
     """
-    found_model = model.check_model(spec.model, spec.data.max_length)
-    found = data.load_data(spec.data, spec.task, spec.train.seed)
-    return {"data": found.facts, "model": found_model}
+    found_model, tokenizer = model.check_model(spec.model, spec.data.max_length)
+    wanted = inputs.Wanted(spec.data, spec.task, spec.train.seed)
+    if not prepare:
+        return {"data": wanted.load()[2], "model": found_model}
+    record = inputs.prepare(wanted, inputs.Tokenizing(tokenizer, found_model["max_length"]))
+    return {"data": record["facts"], "model": found_model, "inputs": record}
 
 
 def main() -> int:
@@ -34,7 +38,7 @@ def main() -> int:
     data.quiet_libraries()
     model.quiet_libraries()
     try:
-        print(json.dumps({"facts": inspect(spec)}))  # noqa: T201 - this is the output
+        print(json.dumps({"facts": inspect(spec, prepare="--prepare" in sys.argv[2:])}))  # noqa: T201 - this is the output
     except SeatrialError as error:
         print(json.dumps({"error": error.to_dict()}))  # noqa: T201 - this is the output
         return int(error.exit_code)

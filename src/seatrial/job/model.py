@@ -54,8 +54,8 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def check_model(name: str, max_length: int | None) -> dict[str, Any]:
-    """Looks at a model without loading its weights.
+def check_model(name: str, max_length: int | None) -> tuple[dict[str, Any], Any]:
+    """Looks at a model without loading its weights: facts, and its tokenizer.
 
     Raises:
         SpecError: it isn't there, has no tokenizer or no safe weights, or takes shorter texts than `max_length`.
@@ -64,7 +64,8 @@ def check_model(name: str, max_length: int | None) -> dict[str, Any]:
     tokenizer = load_tokenizer(name, config)
     _check_weights(name)
     length = text_length(max_length, name, config, tokenizer)
-    return {"name": name, "type": config.model_type, "vocabulary": len(tokenizer), "max_length": length}
+    facts = {"name": name, "type": config.model_type, "vocabulary": len(tokenizer), "max_length": length}
+    return facts, tokenizer
 
 
 def load_tokenizer(name: str, config: Any) -> Any:

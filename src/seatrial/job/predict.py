@@ -1,65 +1,78 @@
 """Runs models of a run over held-out samples: ``python -m seatrial.job.predict RUN_DIR --attempt K``.
 
-The samples are dealt out over the ranks, each exactly once, longest first so that batches hold little padding;
-every rank writes its part, rank 0 checks that the parts make the whole and commits one Parquet file a model.
+The samples are cut into batches of about equal length, so that next to nothing is computed on padding, and the batches
+are dealt out over the ranks. What is done is written down every few seconds (`parts`): a predict that was killed goes
+on where it stopped, on any number of ranks. Rank 0 checks that each sample came exactly once and commits one Parquet
+file a model, its rows in the order of the samples.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
-from seatrial.errors import PlatformError
-from seatrial.job import data, model
-from seatrial.job.batches import Tokens, collate, token_budget, tokenize
+from seatrial.errors import SeatrialError
+from seatrial.job import data, generate, inputs, model
+from seatrial.job.batches import token_budget
+from seatrial.job.faults import Faults
+from seatrial.job.generate import GoOn
+from seatrial.job.inputs import Inputs, Tokenizing, Wanted
+from seatrial.job.parts import Parts, groups
 from seatrial.job.reporter import Reporter, reporting
+from seatrial.job.token_cache import Split
+from seatrial.job.tokens import Tokens, tokenizer_sha256
 from seatrial.job.world import World, check_in, process_group
 from seatrial.runs.commit import weights_sha256
-from seatrial.runs.evidence import Verdict
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import read_plan
-from seatrial.runs.predictions import (
-    PredictionsInfo,
-    classification_table,
-    language_table,
-    write_predictions,
-)
+from seatrial.runs.predictions import PredictionsInfo, read_info, stream_predictions
 from seatrial.spec.load import read_spec
 from seatrial.spec.run import DataSpec, RunSpec
 
-_TOKENS_PER_BATCH = 8192
-_EXCERPT = 240
-"""Characters of a sample's text that go into the file, for people to read."""
+TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
+"""Padding included. Measured on CPU, where what a batch touches stays in the cache; a GPU wants to be filled (a guess)."""
+_FEWEST_BATCHES = 64
+"""Small data is cut finer, for the ranks to share and for a kill to cost little …"""
+_SMALLEST_BATCH = 512
+"""… but not into crumbs."""
+_LOGITS_PER_BATCH = 2**26
+"""Of a language model: its logits outgrow all else in memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One rank's results: rows of the split, and a value for each."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is wanted of a run's models."""
 
-    rows: np.ndarray
-    """int64 [n]"""
-    values: np.ndarray
-    """float32 [n, classes] probabilities, or float64 [n] nats of each sample."""
+    models: tuple[str, ...]
+    data: str | None
+    """Other data than the run's held-out samples; its held-out split is used."""
+    suffix: str
+    generation: generate.Generation | None
 
 
 def main() -> None:
-    """Predicts with each model that is named; a file that was committed for the same samples is kept."""
+    """Predicts with each model that is named; a file that is there for the same samples and options is kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--models", nargs="+", default=["original", "trained"])
-    parser.add_argument(
-        "--data", help="other data than the run's held-out samples; its held-out split is used"
-    )
+    parser.add_argument("--data")
     parser.add_argument("--suffix", default="", help="added to the names of the prediction files")
+    generate.add_arguments(parser)
     args = parser.parse_args()
+    request = Request(
+        models=tuple(args.models),
+        data=args.data,
+        suffix=args.suffix,
+        generation=generate.from_arguments(args),
+    )
     paths = RunPaths(args.run_dir)
     with reporting(paths, args.attempt, "predict") as reporter:
         plan = read_plan(paths.root, args.attempt)
@@ -70,129 +83,202 @@ def main() -> None:
         world = World.from_env(plan.device)
         with process_group(world):
             check_in(world, plan)
-            names, samples = held_out(paths, spec, args.data)
-            for name in args.models:
-                reporter.event("predicting", model=name, num_samples=len(samples))
-                predict(name, name + args.suffix, samples, names, spec, world, reporter)
+            for name in request.models:
+                predict(name, request, spec, world, reporter)
 
 
-def held_out(paths: RunPaths, spec: RunSpec, other: str | None) -> tuple[tuple[str, ...], data.Samples]:
-    """Class names in the order of the model's outputs, and the samples to predict."""
-    if other is None:
-        loaded = data.load_data(spec.data, spec.task, spec.train.seed)
-        return loaded.labels, loaded.test
-    own = spec.data
-    wanted = DataSpec(path=other, text=own.text, label=own.label, id=own.id, max_length=own.max_length)
-    labels = model.class_names(paths.model("trained")) if spec.task == "text-classification" else ()
-    return labels, data.load_held_out(wanted, spec.task, labels)
-
-
-def predict(
-    model_name: str,
-    file_name: str,
-    samples: data.Samples,
-    labels: tuple[str, ...],
-    spec: RunSpec,
-    world: World,
-    reporter: Reporter,
-) -> None:
+def predict(model_name: str, request: Request, spec: RunSpec, world: World, reporter: Reporter) -> None:
     """One model over all samples, into one committed file.
 
     Raises:
         PlatformError: the parts of the ranks do not cover each sample exactly once.
     """
-    path = reporter.paths.model(model_name)
-    loaded = model.load_committed(path, spec.task, labels)
-    tokens = tokenize(samples, loaded.tokenizer, loaded.max_length(spec.data.max_length))
-    mine = np.argsort(-tokens.lengths, kind="stable")[world.rank :: world.world_size]
-    part = forward(loaded, tokens, mine, spec, world, reporter)
-    target = reporter.paths.predictions(file_name)
-    target.parent.mkdir(exist_ok=True)
-    write_part(part_path(target, world.rank), part)
-    dist.barrier()
-    if not world.is_main:
-        return
-    parts = [part_path(target, rank) for rank in range(world.world_size)]
-    values = whole(parts, len(samples), reporter, file_name)
-    texts = [text[:_EXCERPT] for text in samples.texts]
-    if spec.task == "text-classification":
-        table = classification_table(samples.ids, samples.labels, values.argmax(1), values, labels, texts)
-    else:
-        table = language_table(samples.ids, tokens.targets, values, texts)
+    path, name = reporter.paths.model(model_name), model_name + request.suffix
+    target = reporter.paths.predictions(name)
+    found, prompts = held_out(request, model_name, spec, world, reporter.paths)
     info = PredictionsInfo(
         task=spec.task,
-        labels=labels or None,
-        data_sha256=samples.sha256(labels),
+        labels=found.labels or None,
+        data_sha256=found.facts["test"]["sha256"],
         model_name=model_name,
         model_sha256=weights_sha256(path) or "",
         run_id=reporter.paths.run_id,
-        split=samples.split,
-        num_samples=len(samples),
+        split="test",
+        num_samples=len(found.test),
+        options=options_of(request, found, spec, world),
     )
-    write_predictions(target, table, info)
-    for file in parts:
-        file.unlink()
+    if is_kept(target, info):
+        reporter.event("kept", model=model_name, num_samples=info.num_samples)
+        return
+    loaded = model.load_committed(path, spec.task, found.labels)
+    parts = Parts(target, info, world)
+    reporter.event(
+        "predicting", model=model_name, num_samples=info.num_samples, num_done=int(parts.done.sum())
+    )
+    go_on = generate.engine(request.generation, loaded, path, prompts or found.test, world.device)
+    forward(
+        loaded,
+        found.test.tokens,
+        parts,
+        go_on,
+        spec,
+        world,
+        Faults(world.rank, reporter.attempt_index),
+        reporter,
+    )
+    dist.barrier()
+    if world.is_main:
+        table, places = parts.whole(info.num_samples, reporter, name)
+        stream_predictions(target, groups(table, places, found.test, found.labels), info)
+        parts.remove()
+    dist.barrier()
+
+
+def is_kept(target: Path, info: PredictionsInfo) -> bool:
+    """Whether the very file that is wanted is there already."""
+    try:
+        return target.is_file() and read_info(target) == info
+    except SeatrialError:
+        return False
+
+
+def options_of(request: Request, found: Inputs, spec: RunSpec, world: World) -> dict[str, Any]:
+    """What decides about the results, besides model and samples."""
+    options: dict[str, Any] = {"precision": precision(spec, world), "max_length": found.max_length}
+    if request.generation is not None:
+        options["generation"] = asdict(request.generation)
+    return options
+
+
+def precision(spec: RunSpec, world: World) -> str:
+    """Arithmetic of the forward pass: that of the training on a GPU, fp32 on a CPU, where less only costs time."""
+    return spec.train.precision if world.device.type == "cuda" else "fp32"
+
+
+# --- samples -----------------------------------------------------------------------------------------------------
+
+
+def held_out(
+    request: Request, model_name: str, spec: RunSpec, world: World, paths: RunPaths
+) -> tuple[Inputs, Split | None]:
+    """The samples to predict, tokenised by the tokenizer of this model; and their prompts, where a column has them."""
+    path = paths.model(model_name)
+
+    def how() -> Tokenizing:
+        facts, tokenizer = model.check_model(str(path), spec.data.max_length)
+        return Tokenizing(tokenizer, facts["max_length"])
+
+    wanted, from_run = wanted_data(request, spec, paths)
+    if from_run:
+        found = inputs.of_run(spec, paths, world, how)
+        if found.tokenizer_sha256 != tokenizer_sha256(how().tokenizer):
+            found = inputs.shared(wanted, world, lambda: inputs.prepare(wanted, how()), how)
+    else:
+        found = inputs.shared(wanted, world, lambda: inputs.prepare(wanted, how()), how)
+    column = request.generation.prompt_column if request.generation else None
+    if column is None:
+        return found, None
+    other = Wanted(wanted.spec.model_copy(update={"text": column}), wanted.task, wanted.seed, wanted.classes)
+    return found, inputs.shared(other, world, lambda: inputs.prepare(other, how()), how).test
+
+
+def wanted_data(request: Request, spec: RunSpec, paths: RunPaths) -> tuple[Wanted, bool]:
+    """Where the samples are, and whether they are those of the run."""
+    own = spec.data
+    if request.data is None:
+        return Wanted(own, spec.task, spec.train.seed), True
+    other = DataSpec(path=request.data, text=own.text, label=own.label, id=own.id, max_length=own.max_length)
+    classes = model.class_names(paths.model("trained")) if spec.task == "text-classification" else ()
+    return Wanted(other, spec.task, 0, classes), False
+
+
+# --- the loop ----------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def forward(
     loaded: model.LoadedModel,
     tokens: Tokens,
-    mine: np.ndarray,
+    parts: Parts,
+    go_on: GoOn,
     spec: RunSpec,
     world: World,
+    faults: Faults,
     reporter: Reporter,
-) -> Part:
-    """This rank's samples, longest first."""
+) -> None:
+    """This rank's batches, longest first; nothing is read back from the device before it is written down."""
     net = loaded.model.to(world.device).eval()
-    results = []
-    for rows in token_budget(tokens.lengths, mine, _TOKENS_PER_BATCH):
-        batch = {name: t.to(world.device) for name, t in collate(tokens, rows, loaded.pad_id).items()}
-        _, _, values = model.loss_and_hits(net, batch, spec.task)
-        results.append(values.cpu().numpy())
+    results = probabilities if spec.task == "text-classification" else nats
+    vocabulary = 1 if spec.task == "text-classification" else int(net.config.vocab_size)
+    batches = batches_of(tokens.lengths, TOKENS_PER_BATCH[world.device.type], vocabulary)
+    for number, batch in enumerate(batches[world.rank :: world.world_size], start=1):
+        rows = batch[~parts.done[batch]]
+        if len(rows) == 0:
+            continue
+        faults.before_step(number)
+        with autocast(precision(spec, world), world):
+            values = results(net, *to_device(*padded(tokens, rows, loaded.pad_id), world.device))
+            parts.add(rows, values, go_on(rows))
         reporter.heart.beat(phase="predicting")
-    if not results:
-        shape = (0, len(net.config.id2label)) if spec.task == "text-classification" else (0,)
-        results = [np.empty(shape, np.float32)]
-    return Part(mine, np.concatenate(results))
+    parts.flush()
 
 
-# --- the parts of the ranks, and the whole -----------------------------------------------------------------------
+def batches_of(lengths: np.ndarray, num_tokens: int, vocabulary: int = 1) -> list[np.ndarray]:
+    """All samples, longest first, cut into batches; a function of the data alone, not of ranks or of what is done."""
+    fair = max(int(lengths.sum()) // _FEWEST_BATCHES, _SMALLEST_BATCH)
+    budget = min(num_tokens, fair, max(_LOGITS_PER_BATCH // vocabulary, 1))
+    return list(token_budget(lengths, np.argsort(-lengths, kind="stable"), budget))
 
 
-def part_path(target: Path, rank: int) -> Path:
-    """Where a rank leaves its part of a prediction file."""
-    return target.with_name(f".{target.stem}.rank_{rank:05d}.parquet")
+def padded(tokens: Tokens, rows: np.ndarray, pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Samples as a matrix.
 
-
-def write_part(path: Path, part: Part) -> None:
-    """Rows and values; two-dimensional values as a list a row."""
-    values = pa.array(list(part.values)) if part.values.ndim == 2 else pa.array(part.values)
-    pq.write_table(pa.table({"row": pa.array(part.rows), "values": values}), path)
-
-
-def whole(parts: list[Path], num_samples: int, reporter: Reporter, name: str) -> np.ndarray:
-    """The values of all ranks in the order of the samples.
-
-    Raises:
-        PlatformError: a sample is missing or came twice.
+    Returns:
+        ``input_ids`` int64 [batch, length], padded on the right, and ``attention_mask`` int64 of that shape, or None
+        where no row is padded: without a mask, attention is cheaper and says the same.
     """
-    table = pa.concat_tables([pq.read_table(path) for path in parts])
-    rows = table["row"].to_numpy()
-    times = np.bincount(rows, minlength=num_samples)
-    exact = len(times) == num_samples and bool((times == 1).all())
-    reporter.evidence(
-        f"predictions_cover_{name}", Verdict.PASS if exact else Verdict.FAIL, measured=len(rows),
-        expected=num_samples, unit="samples", source=f"parts of {len(parts)} ranks",
-        message=f"{name}: each of {num_samples} held-out samples was predicted exactly once"
-        if exact else f"{name}: {int((times == 0).sum())} samples missing, {int((times > 1).sum())} repeated",
-    )  # fmt: skip
-    if not exact:
-        raise PlatformError(
-            f"the predictions of {name} are not whole", evidence=f"{len(rows)} rows, {num_samples} samples"
-        )
-    values = np.asarray(table["values"].to_pylist())
-    return values[np.argsort(rows)]
+    starts, lengths = tokens.offsets[rows], tokens.lengths[rows]
+    columns = np.arange(int(lengths.max()))
+    real = columns < lengths[:, None]
+    if real.all():
+        return torch.from_numpy(tokens.ids[starts[:, None] + columns].astype(np.int64)), None
+    where = np.where(real, starts[:, None] + columns, 0)
+    ids = np.where(real, tokens.ids[where], pad_id).astype(np.int64)
+    return torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64))
+
+
+def probabilities(net: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """float32 [batch, classes]."""
+    found: torch.Tensor = net(input_ids=ids, attention_mask=mask).logits.float().softmax(-1)
+    return found
+
+
+def nats(net: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """float64 [batch]: the negative log-likelihood of each sample, summed over its tokens from the second on."""
+    logits = net(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none").view(
+        len(ids), -1
+    )
+    if mask is not None:
+        losses = losses * mask[:, 1:]
+    return losses.double().sum(1)
+
+
+def autocast(arithmetic: str, world: World) -> torch.amp.autocast:
+    """Lower precision for the forward pass, when asked for."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[arithmetic]
+    return torch.amp.autocast(world.device.type, dtype=dtype, enabled=arithmetic != "fp32")
+
+
+def to_device(
+    ids: torch.Tensor, mask: torch.Tensor | None, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Moves a batch; from pinned memory, so that the copy does not wait for the device."""
+    if device.type == "cpu":
+        return ids, mask
+    moved = [t if t is None else t.pin_memory().to(device, non_blocking=True) for t in (ids, mask)]
+    assert moved[0] is not None
+    return moved[0], moved[1]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Looks at data and model before anything is written, by asking the job side in a process of its own."""
+"""Looks at data and model before a run is written, by asking the job side in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from seatrial.errors import PlatformError, from_dict
 from seatrial.runs.files import write_json
 from seatrial.spec.run import RunSpec
 
-_TIMEOUT_S = 1800
-"""A large data set is read once here; its Arrow cache serves the ranks."""
+_TIMEOUT_S = 6 * 3600
+"""A large data set is read, checked and tokenised here; the ranks map what comes of it."""
 
 
-def inspect(spec: RunSpec, runner: command.CommandRunner = command.run) -> dict[str, Any]:
+def inspect(spec: RunSpec, *, prepare: bool, runner: command.CommandRunner = command.run) -> dict[str, Any]:
     """Facts of the data and the model that the spec names.
+
+    Args:
+        spec: names them.
+        prepare: also tokenise the data into the cache, for the ranks; the record of it is under ``inputs``.
+        runner: starts the process.
 
     Raises:
         SpecError: whatever is wrong with them.
@@ -27,7 +32,8 @@ def inspect(spec: RunSpec, runner: command.CommandRunner = command.run) -> dict[
     with tempfile.TemporaryDirectory(prefix="seatrial-") as directory:
         path = Path(directory) / "spec.json"
         write_json(path, spec.model_dump(mode="json", by_alias=True))
-        done = runner([sys.executable, "-m", "seatrial.job.inspect", str(path)], timeout_s=_TIMEOUT_S)
+        flags = ["--prepare"] if prepare else []
+        done = runner([sys.executable, "-m", "seatrial.job.inspect", str(path), *flags], timeout_s=_TIMEOUT_S)
     for line in reversed(done.stdout.splitlines()):
         try:
             answer = json.loads(line)

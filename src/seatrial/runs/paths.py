@@ -93,6 +93,11 @@ class RunPaths:
         return self.root / "spec.json"
 
     @property
+    def inputs(self) -> Path:
+        """Which tokenised data the run is trained on and held to, and the hashes of its samples."""
+        return self.root / "inputs.json"
+
+    @property
     def evidence(self) -> Path:
         """Verdicts, one a line."""
         return self.root / "evidence.jsonl"

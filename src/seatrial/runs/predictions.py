@@ -1,19 +1,20 @@
 """``predictions/<model>.parquet``: what one model said about each held-out sample, one row a sample.
 
     text-classification   id, label, prediction, probabilities [, text]
-    causal-lm             id, num_tokens, nll [, text]
+    causal-lm             id, num_tokens, nll [, text] [, generation]
 
 The rows are in no particular order; two files are joined by ``id``. What the file is about (task, labels,
 which samples, which model) is JSON in the Parquet metadata under ``seatrial``. The functions
-`classification_table` and `language_table` build the rows, `write_predictions` and `read_predictions` check
-them.
+`classification_table` and `language_table` build the rows; `write_predictions` (a whole table), `stream_predictions`
+(a part of the rows at a time) and `read_predictions` check them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class PredictionsInfo:
     run_id: str
     split: str
     num_samples: int
+    options: dict[str, Any] = field(default_factory=dict)
+    """What else decides about the rows: precision, how texts were continued. Plain data."""
 
     def to_json(self) -> str:
         """The text stored in the file's metadata."""
@@ -59,6 +62,7 @@ class PredictionsInfo:
                 "run_id": self.run_id,
                 "split": self.split,
                 "num_samples": self.num_samples,
+                "options": self.options,
             }
         )
 
@@ -96,6 +100,7 @@ def language_table(
     num_tokens: npt.NDArray[np.integer[Any]],
     nll: npt.NDArray[np.floating[Any]],
     text: Sequence[str | None] | None = None,
+    generation: Sequence[str] | None = None,
 ) -> Table:
     """The rows of a causal-lm file.
 
@@ -104,13 +109,15 @@ def language_table(
         num_tokens: ``[n]``, the predicted tokens of each sample; 0 for a text too short to have any.
         nll: ``[n]``, negative log-likelihood in nats, summed over those tokens.
         text: ``[n]``, an excerpt of each sample for people.
+        generation: ``[n]``, how the model went on from each prompt.
     """
     columns = {
         "id": pa.array(ids, pa.string()),
         "num_tokens": pa.array(num_tokens, pa.int64()),
         "nll": pa.array(nll, pa.float64()),
     }
-    return pa.table(columns | _text_column(text))
+    more = {} if generation is None else {"generation": pa.array(generation, pa.string())}
+    return pa.table(columns | _text_column(text) | more)
 
 
 def write_predictions(path: Path, table: Table, info: PredictionsInfo) -> None:
@@ -121,10 +128,42 @@ def write_predictions(path: Path, table: Table, info: PredictionsInfo) -> None:
     """
     check_rows(path, table, info.task, info.labels, info.num_samples)
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = table.replace_schema_metadata({METADATA_KEY: info.to_json()})
-    dictionaries = [name for name in ("label", "prediction") if name in table.column_names]
-    with replacing(path) as aside:
-        pq.write_table(table, aside, compression="zstd", use_dictionary=dictionaries)
+    with replacing(path) as aside, _writer(aside, table.schema, info) as writer:
+        writer.write_table(table)
+
+
+def stream_predictions(path: Path, groups: Iterable[Table], info: PredictionsInfo) -> None:
+    """As `write_predictions`, with one group of rows in memory at a time; a group of the file each.
+
+    That no id comes twice is checked within a group only: the caller knows that its samples are different ones.
+
+    Raises:
+        SpecError: as `write_predictions`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    num_rows, num_targets = 0, 0
+    with replacing(path) as aside, contextlib.ExitStack() as stack:
+        writer = None
+        for group in groups:
+            check_rows(path, group, info.task, info.labels, group.num_rows, whole=False)
+            writer = writer or stack.enter_context(_writer(aside, group.schema, info))
+            writer.write_table(group)
+            num_rows += group.num_rows
+            num_targets += 1 if info.labels is not None else int(group["num_tokens"].to_numpy().sum())
+        if num_rows != info.num_samples or num_rows == 0:
+            raise refusal(path, f"{num_rows} rows came; {info.num_samples} samples were announced")
+        if num_targets == 0:
+            raise refusal(path, "no sample has a target token")
+
+
+def read_info(path: Path) -> PredictionsInfo:
+    """What the file says that it is about; its rows are not looked at.
+
+    Raises:
+        SpecError: the file is missing, or is not a prediction file.
+    """
+    with _opened(path) as file:
+        return _parse_info(path, (file.schema_arrow.metadata or {}).get(METADATA_KEY))
 
 
 def read_predictions(path: Path, *, with_text: bool = True) -> tuple[PredictionsInfo, Table]:
@@ -170,6 +209,12 @@ def _dictionary(codes: npt.NDArray[np.integer[Any]], labels: Sequence[str]) -> A
     return pa.DictionaryArray.from_arrays(indices, pa.array(labels, pa.string()))
 
 
+def _writer(path: Path, schema: Any, info: PredictionsInfo) -> Any:
+    dictionaries = [name for name in ("label", "prediction") if name in schema.names]
+    schema = schema.with_metadata({METADATA_KEY: info.to_json()})
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionaries)
+
+
 def _text_column(text: Sequence[str | None] | None) -> dict[str, Any]:
     return {} if text is None else {"text": pa.array(text, pa.string())}
 
@@ -208,6 +253,7 @@ def _parse_info(path: Path, raw: bytes | None) -> PredictionsInfo:
             run_id=str(data["run_id"]),
             split=str(data["split"]),
             num_samples=int(data["num_samples"]),
+            options=dict(data.get("options", {})),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise refusal(path, f"its metadata is broken: {type(error).__name__}: {error}") from error
