@@ -18,6 +18,7 @@ from seatrial.launch.plan import plan, stages_of
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.paths import runs_dir as default_runs_dir
 from seatrial.runs.plan import LaunchPlan, Stage
+from seatrial.spec import faults
 from seatrial.spec.load import LoadedSpec
 from seatrial.spec.run import RunSpec, ScriptSpec
 
@@ -50,6 +51,7 @@ def start_new(
     origins: dict[str, str] | None = None,
 ) -> int:
     """A new run: checked first, written down second, started third."""
+    faults.from_environment()  # one that can't be read is refused here, not by the ranks
     paths = RunPaths(default_runs_dir(runs_dir) / launcher.new_run_id(spec.name))
     here = machine.probe()
     cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
@@ -81,6 +83,7 @@ def start_attempt(
     paths: RunPaths, spec: RunSpec | ScriptSpec, stages: tuple[Stage, ...], attempt: int
 ) -> None:
     """One more attempt of a run that exists; followed to its end."""
+    faults.from_environment()
     here = machine.probe()
     cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
     planned = plan(spec, paths, here, attempt=attempt, stages=stages, python=sys.executable, cwd=cwd)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -13,6 +12,7 @@ from seatrial.job import data, model
 from seatrial.job.batches import BatchPlan, Tokens, tokenize
 from seatrial.job.checkpoint import TrainState
 from seatrial.job.faults import Faults
+from seatrial.job.guard import Guard, Window
 from seatrial.job.optimizer import make_optimizer, make_scheduler
 from seatrial.job.parallel import parallelize
 from seatrial.job.reporter import Reporter
@@ -38,29 +38,8 @@ class Job:
     batches: BatchPlan
     num_steps: int
     faults: Faults
+    guard: Guard
     window: Window
-
-
-@dataclass(slots=True)
-class Window:
-    """What happened since the last logging step; the tensors stay on the device."""
-
-    loss: torch.Tensor
-    bad_step: torch.Tensor
-    """First step (from 1) with a loss or gradient that is not finite; 0 while all is well."""
-    grad_norm: torch.Tensor
-    weight: int = 0
-    samples: int = 0
-    tokens: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    @classmethod
-    def empty(cls, device: torch.device) -> Window:
-        """At the start, and after every logging step."""
-        zero = torch.zeros((), device=device)
-        return cls(
-            loss=zero, bad_step=torch.zeros((), dtype=torch.int64, device=device), grad_norm=zero.clone()
-        )
 
 
 def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
@@ -95,7 +74,8 @@ def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
     return Job(
         spec=spec, world=world, reporter=reporter, net=net, loaded=loaded, state=state, train=train_tokens,
         test=test_tokens, batches=batches, num_steps=num_steps,
-        faults=Faults(world.rank, reporter.attempt_index), window=Window.empty(world.device),
+        faults=Faults(world.rank, reporter.attempt_index), guard=Guard.open(spec.train, world, reporter),
+        window=Window(),
     )  # fmt: skip
 
 
