@@ -137,6 +137,10 @@ def _newest_sound(root: Path, reporter: Reporter) -> int:
             source=str(directory(root, step)),
             message=f"the checkpoint of step {step} is damaged ({wrong[0]}); falling back to the one before",
         )
+        # Out of the way, so that this step can be saved again.
+        damaged = directory(root, step).with_name(f"step_{step:06d}.damaged")
+        shutil.rmtree(damaged, ignore_errors=True)
+        directory(root, step).rename(damaged)
     return 0
 
 

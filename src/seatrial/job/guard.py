@@ -33,7 +33,7 @@ MAX_ROW = 5
 """Skipped updates in a row that are no accident: the weights are at fault, not a batch."""
 SCALE_FLOOR = 1e-4
 """Below it, fp16's loss scale will not recover: gradients overflow whatever it is (fairseq's ``--min-loss-scale``)."""
-HISTORY = 50
+HISTORY = 20
 """Logging windows that a loss is compared with; at least `MIN_HISTORY` of them."""
 MIN_HISTORY = 10
 
@@ -305,15 +305,15 @@ class Guard:
 def spike_limit(history: Sequence[float]) -> float:
     """The loss above which a logging window stands out; infinite with less than `MIN_HISTORY` windows before it.
 
-    ``median + max(10 × 1.4826 × MAD, median / 2, 0.2 nats)`` over the last `HISTORY` windows: the robust z-score
-    (Iglewicz and Hoaglin 1993; 1.4826 × MAD estimates the standard deviation of a normal distribution) at 10, and
+    ``median + max(8 × 1.4826 × MAD, median / 2, 0.2 nats)`` over the last `HISTORY` windows: the robust z-score
+    (Iglewicz and Hoaglin 1993; 1.4826 × MAD estimates the standard deviation of a normal distribution) at 8, and
     floors for a loss that hardly varies or is near zero.
     """
     if len(history) < MIN_HISTORY:
         return math.inf
     middle = statistics.median(history)
     mad = statistics.median(abs(loss - middle) for loss in history)
-    return middle + max(10 * 1.4826 * mad, middle / 2, 0.2)
+    return middle + max(8 * 1.4826 * mad, middle / 2, 0.2)
 
 
 def longest_row(steps: Iterable[int]) -> int:
