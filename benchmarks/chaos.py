@@ -51,7 +51,7 @@ HANG_TIMEOUT = "hang_timeout_s" in TrainSpec.model_fields
 EXPECTED = {"rank": {4}, "launcher": {4}, "agent": {4}, "term": {75}, "stop": {4}, "none": {0}}
 
 
-def make_inputs(where: Path, seed: int) -> None:
+def make_inputs(where: Path, seed: int, hidden: int = 32, layers: int = 2) -> None:
     """Data whose label is told by its words, and a small encoder with dropout and random weights."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -77,7 +77,7 @@ def make_inputs(where: Path, seed: int) -> None:
     ).save_pretrained(where / "model")
     torch.manual_seed(seed)
     BertModel(
-        BertConfig(vocab_size=104, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        BertConfig(vocab_size=104, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=2 * hidden,
                    max_position_embeddings=32, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     ).save_pretrained(where / "model")  # fmt: skip
 
@@ -176,6 +176,8 @@ class Soak:
         kind, family = "none", []
         if not calm:
             kind, family = self.strike(runs, process, index)
+            if kind == "command":
+                kind, family = self.strike_headless(runs, process, index) or (kind, family)
         code = self.wait(runs, process, kind, index)
         run = find_run(runs)
         if run is None:
@@ -223,7 +225,7 @@ class Soak:
         self, runs: Path, process: subprocess.Popen[bytes], index: int
     ) -> tuple[str, list[psutil.Process]]:
         """Waits for a random moment and kills something; what was done, and the processes that were there."""
-        moment = self.rng.choices(["start", "train", "save"], [2, 5, 3])[0]
+        moment = self.rng.choices(["start", "train", "save"], [3, 4, 3])[0]
         kinds = ["rank", "launcher", "agent", "command", "term", *(["stop"] if HANG_TIMEOUT else [])]
         kind = self.rng.choice(kinds)
         if not self.await_moment(runs, process, index, moment):
@@ -241,6 +243,23 @@ class Soak:
             return "none", family
         self.kills[kind, moment] += 1
         return kind, family
+
+    def strike_headless(
+        self, runs: Path, process: subprocess.Popen[bytes], index: int
+    ) -> tuple[str, list[psutil.Process]] | None:
+        """The command is dead, and its run goes on without it: kills something of that as well; None when it ended."""
+        process.wait()
+        time.sleep(self.rng.uniform(0, self.start_s))
+        run = find_run(runs)
+        agent = agent_of(run, index)
+        family = descendants(agent)
+        kind = self.rng.choice(["rank", "launcher", "agent"])
+        victim, number = self.victim(kind, process, run, index, agent)
+        if victim is None or not alive(victim):
+            return None
+        victim.send_signal(number)
+        self.kills[kind, "headless"] += 1
+        return "command", family
 
     def await_moment(self, runs: Path, process: subprocess.Popen[bytes], index: int, moment: str) -> bool:
         """False when the attempt ended before."""
@@ -463,12 +482,12 @@ def main() -> None:
 
 
 def report(soak: Soak, wall_s: float) -> None:
-    moments = ["start", "train", "save"]
-    say(f"\n{'killed':<12}" + "".join(f"{m:>8}" for m in moments))
+    moments = ["start", "train", "save", "headless"]
+    say(f"\n{'killed':<12}" + "".join(f"{m:>10}" for m in moments))
     for kind in sorted({k for k, _ in soak.kills}):
-        say(f"{kind:<12}" + "".join(f"{soak.kills[kind, m]:>8}" for m in moments))
+        say(f"{kind:<12}" + "".join(f"{soak.kills[kind, m]:>10}" for m in moments))
     for kind, count in sorted(soak.damages.items()):
-        say(f"{'(' + kind + ')':<12}{count:>8}")
+        say(f"{'(' + kind + ')':<12}{count:>10}")
     for line in soak.violations:
         say(f"WRONG  {line}")
     say(json.dumps({

@@ -101,6 +101,10 @@ class TestExplain:
         error = explain(RuntimeError(message))
         assert "does not fit into memory" in error.what
         assert "grad_accumulation" in error.remedy
+        assert (
+            "train.batch_size=8 train.grad_accumulation=4" in explain(RuntimeError(message), (16, 2)).remedy
+        )
+        assert "is 1 already" in explain(RuntimeError(message), (1, 2)).remedy
         assert error.exit_code == 2
 
     def test_a_full_disk_is_the_platforms_failure(self) -> None:

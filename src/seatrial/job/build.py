@@ -45,6 +45,7 @@ class Job:
 def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
     """Data, model (the original is saved before anything changes it), optimizer and schedule."""
     reporter.event("loading")
+    reporter.batch = (spec.train.batch_size, spec.train.grad_accumulation)
     torch.manual_seed(spec.train.seed)
     torch.backends.cudnn.benchmark = False
     if spec.train.tf32:
