@@ -172,7 +172,7 @@ class Soak:
         """Follows one attempt to its end, strikes once unless `calm`, and looks at what it left."""
         before = find_run(runs)
         index = len(manifest(before)["attempts"]) if before else 0
-        start_from = newest_sound(before)
+        sound = sound_steps(before) if before else []
         kind, family = "none", []
         if not calm:
             kind, family = self.strike(runs, process, index)
@@ -184,8 +184,8 @@ class Soak:
             return code
         self.look_for_orphans(run, family)
         attempt = run.attempt(index)
-        self.check_resumed(runs, attempt, start_from)
-        self.check_kept(run, attempt)
+        self.check_resumed(runs, attempt, (sound or [0])[-1])
+        self.check_kept(run, attempt, sound)
         if code not in EXPECTED.get(kind, set()) | {0} and kind != "command":
             self.wrong(runs, f"attempt {index}: exit code {code} after {kind}")
         if kind not in {"none", "command"} and code != 0 and self.rng.random() < 0.4:
@@ -352,24 +352,20 @@ class Soak:
                 f"{attempt.root.name} began at step {begun[0]}, the newest sound checkpoint was {start_from}",
             )
 
-    def check_kept(self, run: RunPaths, attempt: AttemptPaths) -> None:
-        """Rank 0 says when it has committed one: it must be there, unless newer ones took its place, and be sound."""
-        told = [e["step"] for a in run.root.glob("attempt-*") for e in read_json_lines(AttemptPaths(a).rank_events(0))
-                if e["event"] == "checkpoint"]  # fmt: skip
-        there = [int(p.name[5:]) for p in run.checkpoints.glob("step_??????") if commit.is_committed(p)]
-        for event in read_json_lines(attempt.rank_events(0)):
-            if event["event"] == "checkpoint" and event["step"] in there:
-                for problem in commit.problems(directory(run, event["step"])):
-                    self.wrong(
-                        run.root.parent,
-                        f"the checkpoint of step {event['step']} was committed, and {problem}",
-                    )
-        newest = sorted(set(there), reverse=True)[:KEEP]
-        for step in told:
-            if step not in there and not (len(newest) == KEEP and step < newest[-1]):
+    def check_kept(self, run: RunPaths, attempt: AttemptPaths, before: list[int]) -> None:
+        """What was sound before the attempt, and what rank 0 says it has committed in it, is there and sound.
+
+        Only `KEEP` newer ones take a checkpoint's place. What the soak itself has damaged is not in `before`.
+        """
+        told = [e["step"] for e in read_json_lines(attempt.rank_events(0)) if e["event"] == "checkpoint"]
+        wanted, sound = {*before, *told}, sound_steps(run)
+        for step in sorted(wanted):
+            newer = [other for other in {*wanted, *sound} if other > step]
+            if step not in sound and len(newer) < KEEP:
+                found = commit.problems(directory(run, step))[:1]
                 self.wrong(
                     run.root.parent,
-                    f"the checkpoint of step {step} was committed and is gone; there are {there}",
+                    f"the checkpoint of step {step} was committed; {found}; sound are {sound}",
                 )
 
 
@@ -435,10 +431,6 @@ def directory(run: RunPaths, step: int) -> Path:
 def sound_steps(run: RunPaths) -> list[int]:
     steps = sorted(int(p.name[5:]) for p in run.checkpoints.glob("step_??????"))
     return [step for step in steps if commit.problems(directory(run, step)) == []]
-
-
-def newest_sound(run: RunPaths | None) -> int:
-    return (sound_steps(run) or [0])[-1] if run is not None else 0
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], poll_s: float = POLL_S) -> bool:
