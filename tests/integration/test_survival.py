@@ -221,7 +221,8 @@ class TestFailures:
     def test_out_of_memory_says_what_would_fit(self, seatrial: Seatrial, recipe: Callable[..., str]) -> None:
         done = seatrial("train", recipe(), fault="oom:step=2")
         assert done.code == 2
-        assert "does not fit into memory" in done.stderr and "grad_accumulation" in done.stderr
+        assert "does not fit into memory" in done.stderr
+        assert "train.batch_size=4 train.grad_accumulation=2    (the same global batch)" in done.stderr
 
     def test_a_full_disk_leaves_the_earlier_checkpoint(
         self, seatrial: Seatrial, recipe: Callable[..., str]

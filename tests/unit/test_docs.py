@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from seatrial.cli.main import cli
+from seatrial.spec.faults import KINDS
 from seatrial.spec.run import RunSpec
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +86,11 @@ def test_every_verb_has_help() -> None:
     for name in cli.list_commands(context):  # type: ignore[attr-defined]
         command = cli.get_command(context, name)  # type: ignore[attr-defined]
         assert command is not None and command.help and command.get_help(context)
+
+
+def test_every_fault_is_documented_with_a_test_that_exists() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| `(\w+)` \|$", (ROOT / "docs" / "faults.md").read_text(), re.M)
+    assert {kind for kind, _ in rows} == set(KINDS)
+    tests = "".join(p.read_text() for p in (ROOT / "tests" / "integration").glob("test_*.py"))
+    for _, name in rows:
+        assert f"def {name}(" in tests, name

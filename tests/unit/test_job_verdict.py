@@ -107,6 +107,10 @@ class TestExplain:
         error = explain(RuntimeError(message))
         assert "does not fit into memory" in error.what
         assert "grad_accumulation" in error.remedy
+        assert (
+            "train.batch_size=8 train.grad_accumulation=4" in explain(RuntimeError(message), (16, 2)).remedy
+        )
+        assert "is 1 already" in explain(RuntimeError(message), (1, 2)).remedy
         assert error.exit_code == 2
 
     def test_a_full_disk_is_the_platforms_failure(self) -> None:
@@ -131,12 +135,21 @@ class TestFaults:
         pytest.importorskip("torch", reason="the job side needs the extra 'train'")
         from seatrial.errors import SpecError
         from seatrial.job import faults
+        from seatrial.spec.faults import VARIABLE, parse
 
-        monkeypatch.setenv(faults.VARIABLE, "nan:step=3; kill:rank=1,step=40,attempt=1")
+        monkeypatch.setenv(VARIABLE, "nan:step=3; kill:rank=1,step=40,attempt=1")
         assert faults.Faults(0, 0).is_due("nan", 3)
         assert not faults.Faults(0, 0).is_due("nan", 4)
         assert not faults.Faults(1, 0).is_due("kill", 40)
         assert faults.Faults(1, 1).is_due("kill", 40)
-        for wrong in ("kill", "explode:step=1", "kill:step=x", "kill:rank=1", "kill:when=3,step=1"):
+        for wrong in (
+            "kill",
+            "explode:step=1",
+            "kill:step=x",
+            "kill:rank=1",
+            "kill:when=3,step=1",
+            "nan:code=1,step=1",
+        ):
             with pytest.raises(SpecError):
-                faults.parse(wrong)
+                parse(wrong)
+        assert parse("exit:code=7,step=2")[0].code == 7

@@ -21,6 +21,7 @@ from seatrial.runs.files import write_json
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.paths import runs_dir as default_runs_dir
 from seatrial.runs.plan import LaunchPlan, Stage
+from seatrial.spec import faults
 from seatrial.spec.changes import Changes
 from seatrial.spec.load import LoadedSpec
 from seatrial.spec.run import RunSpec, ScriptSpec
@@ -54,6 +55,7 @@ def start_new(
     origins: dict[str, str] | None = None,
 ) -> int:
     """A new run: checked first, written down second, started third."""
+    faults.from_environment()  # one that can't be read is refused here, not by the ranks
     paths = RunPaths(default_runs_dir(runs_dir) / launcher.new_run_id(spec.name))
     here = machine.probe()
     cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
@@ -92,6 +94,7 @@ def start_attempt(
     changes: Changes | None = None,
 ) -> None:
     """One more attempt of a run that exists, with `changes` of its recipe made already; followed to its end."""
+    faults.from_environment()
     here = machine.probe()
     cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
     planned = plan(spec, paths, here, attempt=attempt, stages=stages, python=sys.executable, cwd=cwd)

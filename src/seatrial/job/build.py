@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -13,6 +12,7 @@ from seatrial.job import inputs, model, packing
 from seatrial.job.batches import BatchPlan
 from seatrial.job.checkpoint import Checkpoint, TrainState, first_global_batch
 from seatrial.job.faults import Faults
+from seatrial.job.guard import Guard, Window
 from seatrial.job.optimizer import make_optimizer, make_scheduler
 from seatrial.job.parallel import parallelize
 from seatrial.job.reporter import Reporter
@@ -42,37 +42,19 @@ class Job:
     batches: BatchPlan
     num_steps: int
     faults: Faults
+    guard: Guard
     window: Window
 
 
-@dataclass(slots=True)
-class Window:
-    """What happened since the last logging step; the tensors stay on the device."""
-
-    loss: torch.Tensor
-    bad_step: torch.Tensor
-    """First step (from 1) with a loss or gradient that is not finite; 0 while all is well."""
-    grad_norm: torch.Tensor
-    weight: int = 0
-    samples: int = 0
-    tokens: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    @classmethod
-    def empty(cls, device: torch.device) -> Window:
-        """At the start, and after every logging step."""
-        zero = torch.zeros((), device=device)
-        return cls(
-            loss=zero, bad_step=torch.zeros((), dtype=torch.int64, device=device), grad_norm=zero.clone()
-        )
-
-
-def build(spec: RunSpec, world: World, reporter: Reporter, found: Checkpoint | None = None) -> Job:
+def build(
+    spec: RunSpec, world: World, reporter: Reporter, guard: Guard, found: Checkpoint | None = None
+) -> Job:
     """Data, model (the original is saved before anything changes it), optimizer and schedule.
 
     A run that goes on, from the checkpoint `found` or from the start, keeps its global batch whatever ranks it has.
     """
     reporter.event("loading")
+    reporter.batch = (spec.train.batch_size, spec.train.grad_accumulation)
     torch.manual_seed(spec.train.seed)
     torch.backends.cudnn.benchmark = False
     if spec.train.tf32:
@@ -100,12 +82,13 @@ def build(spec: RunSpec, world: World, reporter: Reporter, found: Checkpoint | N
     )
     faults = Faults(world.rank, reporter.attempt_index)
     saver = make_saver(spec.train, reporter, state, world, batches.global_batch, faults)
+    guard.settle = saver.finish
     torch.manual_seed(spec.train.seed + 1 + world.rank)  # dropout differs between ranks
     loaded.model.train()
     return Job(
         spec=spec, world=world, reporter=reporter, net=net, loaded=loaded, state=state, saver=saver,
-        train=train_tokens, test=test_tokens, batches=batches, num_steps=num_steps, faults=faults,
-        window=Window.empty(world.device),
+        train=train_tokens, test=test_tokens, batches=batches, num_steps=num_steps, faults=faults, guard=guard,
+        window=Window(),
     )  # fmt: skip
 
 

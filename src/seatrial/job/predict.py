@@ -215,7 +215,7 @@ def forward(
         rows = batch[~parts.done[batch]]
         if len(rows) == 0:
             continue
-        faults.before_step(number)
+        faults.before_step(number, net)
         with autocast(precision(spec, world), world):
             values = results(net, *to_device(*padded(tokens, rows, loaded.pad_id), world.device))
             parts.add(rows, values, go_on(rows))

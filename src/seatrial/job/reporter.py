@@ -46,6 +46,8 @@ class Reporter:
         self.attempt_index = attempt
         self.attempt = paths.attempt(attempt)
         self.rank = rank
+        self.batch: tuple[int, int] | None = None
+        """``train.batch_size`` and ``train.grad_accumulation``, once known: what to halve when memory runs out."""
         self.attempt.rank_events(rank).parent.mkdir(parents=True, exist_ok=True)
         self.heart = Heart(self.attempt.heartbeat(rank))
 
@@ -87,7 +89,7 @@ def reporting(paths: RunPaths, attempt: int, stage: str) -> Iterator[Reporter]:
         yield reporter
     except Exception as error:
         traceback.print_exc()
-        failure = explain(error)
+        failure = explain(error, reporter.batch)
         secondary = any(sign in str(error) for sign in _PEER_LOST) and not isinstance(error, SeatrialError)
         with contextlib.suppress(OSError):  # a full disk must not hide the reason from the log
             path = reporter.attempt.rank_failure(rank)
@@ -110,15 +112,15 @@ def reporting(paths: RunPaths, attempt: int, stage: str) -> Iterator[Reporter]:
     reporter.event("finished", stage=stage)
 
 
-def explain(error: Exception) -> SeatrialError:
-    """The three-part form of whatever a rank died of."""
+def explain(error: Exception, batch: tuple[int, int] | None = None) -> SeatrialError:
+    """The three-part form of whatever a rank died of; `batch` as in `Reporter.batch`."""
     if isinstance(error, SeatrialError):
         return error
     if is_out_of_memory(error):
         return SpecError(
             "the batch does not fit into memory",
-            evidence=str(error).splitlines()[0][:300],
-            remedy="halve train.batch_size and double train.grad_accumulation: the global batch stays the same",
+            evidence=str(error).splitlines()[0][:300] + _device_memory(),
+            remedy=_smaller_batch(batch),
         )
     if is_disk_full(error):
         return PlatformError(
@@ -129,6 +131,30 @@ def explain(error: Exception) -> SeatrialError:
     last = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
     return PlatformError(f"{type(error).__name__}{where}", evidence=str(error)[:600] or repr(error))
+
+
+def _device_memory() -> str:
+    """How the GPU's memory was used; empty without one that is in use."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return ""
+    gib = 2**30
+    free, total = (value / gib for value in torch.cuda.mem_get_info())
+    held, peak = torch.cuda.memory_allocated() / gib, torch.cuda.max_memory_allocated() / gib
+    return (
+        f"\n{total:.1f} GiB in all, {free:.1f} GiB free; this rank holds {held:.1f} GiB, at most {peak:.1f} GiB: "
+        "weights, gradients and optimizer take what is held between steps, the batch takes the rest"
+    )
+
+
+def _smaller_batch(batch: tuple[int, int] | None) -> str:
+    """Half the batch with twice the accumulation, which needs about half the memory beyond weights and optimizer."""
+    if batch is None:
+        return "halve train.batch_size and double train.grad_accumulation: the global batch stays the same"
+    size, accumulation = batch
+    if size == 1:
+        return "train.batch_size is 1 already: a smaller data.max_length, or a smaller model"
+    same = "about the same" if size % 2 else "the same"
+    return f"train.batch_size={size // 2} train.grad_accumulation={2 * accumulation}    ({same} global batch)"
 
 
 def is_disk_full(error: Exception) -> bool:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from seatrial.errors import MeasuredFailure
 from seatrial.job import checkpoint, data, model
 from seatrial.job.batches import collate
-from seatrial.job.build import Job, Window, build
+from seatrial.job.build import Job, build
 from seatrial.job.fingerprint import fingerprint
+from seatrial.job.guard import Guard, Window
 from seatrial.job.optimizer import update
 from seatrial.job.parallel import unsynced
 from seatrial.job.proof import after_training, same_on_all_ranks
@@ -75,30 +75,34 @@ def train(spec: RunSpec, plan: LaunchPlan, world: World, reporter: Reporter) -> 
         "ranks_present", Verdict.PASS, measured=len(present), expected=plan.world_size, unit="ranks",
         source="all_gather before step 1", message=f"{len(present)} of {plan.world_size} ranks reported",
     )  # fmt: skip
-    found = checkpoint.newest(reporter.paths.checkpoints, world, reporter)
-    job = build(spec, world, reporter, found)
-    done = checkpoint.load(found, job.state, world, spec.train.seed)
-    reporter.event(
-        "training", num_steps=job.num_steps, from_step=done, steps_per_epoch=job.batches.steps_per_epoch
-    )
+    job = begin(spec, world, reporter)
     stop = StopAgreement(world, reporter.attempt)
     first_loss = last_loss = None
-    step = done
+    step = job.state.step
     while step < job.num_steps:
-        job.faults.before_step(step + 1)
+        job.faults.before_step(step + 1, job.net)
         reporter.heart.beat(step + 1)
         train_step(job, step)
         step = job.state.step = step + 1
         last = step == job.num_steps
         wishes = stop.agreed(save=job.saver.is_due())
         stopping = wishes.stop and not last
-        if last or stopping or step % spec.train.log_every == 0 or step == 1:
-            last_loss = log_step(job)
+        logging = last or stopping or step % spec.train.log_every == 0 or step == 1
+        saving = stopping or ((wishes.save or is_due(step, spec.train.checkpoint_every)) and not last)
+        if is_due(step, spec.train.compare_ranks_every, otherwise=saving):
+            job.guard.compare_ranks(job.net, step)
+        if (logging or saving) and not job.guard.healthy(job.window, job.state.scaler, whole=logging):
+            del job  # its memory is needed
+            job = begin(spec, world, reporter)
+            step = job.state.step
+            continue
+        if logging:
+            logged = log_step(job)
+            last_loss = logged if logged is not None else last_loss
             first_loss = first_loss if first_loss is not None else last_loss
         if last or is_due(step, spec.train.eval_every or job.batches.steps_per_epoch):
             evaluate(job)
-        if stopping or ((wishes.save or is_due(step, spec.train.checkpoint_every)) and not last):
-            check_finite(job)
+        if saving:
             job.saver.save()
         if stopping:
             stop.close()
@@ -110,9 +114,22 @@ def train(spec: RunSpec, plan: LaunchPlan, world: World, reporter: Reporter) -> 
     return True
 
 
-def is_due(step: int, every: int | None) -> bool:
-    """Whether something done every so many steps is done after this one."""
-    return every is not None and step % every == 0
+def begin(spec: RunSpec, world: World, reporter: Reporter) -> Job:
+    """Everything as it was after the newest sound checkpoint, or at the start: of an attempt, or after going back."""
+    guard = Guard.open(spec.train, world, reporter)
+    found = checkpoint.newest(reporter.paths.checkpoints, world, reporter)
+    job = build(spec, world, reporter, guard, found)
+    done = checkpoint.load(found, job.state, world, spec.train.seed)
+    guard.remember(done)
+    reporter.event(
+        "training", num_steps=job.num_steps, from_step=done, steps_per_epoch=job.batches.steps_per_epoch
+    )
+    return job
+
+
+def is_due(step: int, every: int | None, *, otherwise: bool = False) -> bool:
+    """Whether something done every so many steps is done after this one; `otherwise` where no number is given."""
+    return otherwise if every is None else step % every == 0
 
 
 # --- one step --------------------------------------------------------------------------------------------------
@@ -121,6 +138,9 @@ def is_due(step: int, every: int | None) -> bool:
 def train_step(job: Job, step: int) -> None:
     """One optimizer step, counted from 0: this rank's part of the global batch, then the update."""
     train, world, window, state = job.spec.train, job.world, job.window, job.state
+    if step + 1 in job.guard.left_out:
+        state.scheduler.step()
+        return
     indices = job.batches.indices(step)
     weight = int(job.train.targets[indices].sum())
     micro = job.batches.micro_batches(indices, world.rank)
@@ -133,10 +153,10 @@ def train_step(job: Job, step: int) -> None:
             with autocast(train, world):
                 lengths = torch.from_numpy(job.train.lengths[part]) if train.packing else None
                 part_loss, _, _ = model.loss_and_hits(job.net, batch, job.spec.task, lengths)
-            if job.faults.is_due("nan", step + 1):
-                part_loss = part_loss * torch.nan
+            part_loss = job.faults.on_loss(part_loss, step + 1)
             # DDP averages over ranks; the loss is a mean over the samples (tokens) of all of them.
-            scaled = part_loss * (counts * world.world_size / max(weight, 1))
+            factor = counts * world.world_size / max(weight, 1) * job.faults.gradient_factor(step + 1)
+            scaled = part_loss * factor
             if i == len(parts) - 1:
                 job.reporter.heart.enter("reducing")  # from here on it waits for its peers
             state.scaler.scale(scaled).backward()
@@ -145,12 +165,7 @@ def train_step(job: Job, step: int) -> None:
     norm = update(state.optimizer, state.scaler, train.clip_norm)
     state.scheduler.step()
 
-    window.loss += loss
-    window.grad_norm = norm
-    # With fp16, an overflowing gradient is the scaler's business: it skips the step and lowers the scale.
-    healthy = torch.isfinite(loss) & (torch.isfinite(norm) | state.scaler.is_enabled())
-    window.bad_step = torch.where(healthy | (window.bad_step > 0), window.bad_step, step + 1)
-    window.weight += weight
+    window.add(step + 1, weight, loss, norm)
     window.samples += len(indices)
     window.tokens += int(job.train.lengths[indices].sum())
 
@@ -171,52 +186,27 @@ def to_device(batch: dict[str, torch.Tensor], world: World) -> dict[str, torch.T
 # --- once in a while -------------------------------------------------------------------------------------------
 
 
-def log_step(job: Job) -> float:
-    """Writes a row of metrics over the steps since the last one; the mean loss per sample or token over all ranks.
+def log_step(job: Job) -> float | None:
+    """Writes a row of metrics over the steps since the last one, which the guard has read.
 
-    Raises:
-        MeasuredFailure: a loss or a gradient was not finite.
+    Returns:
+        The mean loss per sample (token) over all ranks; None when no step had a finite one.
     """
-    window, step = job.window, job.state.step
-    total = window.loss.double()
-    dist.all_reduce(total)
-    check_finite(job)
-    loss = total.item() / max(window.weight, 1)
+    window, step, loss = job.window, job.state.step, job.window.loss
     elapsed = time.perf_counter() - window.started
     job.reporter.metric(
         kind="train", step=step, epoch=round(step / job.batches.steps_per_epoch, 4), loss=loss,
-        learning_rate=job.state.scheduler.get_last_lr()[0], grad_norm=finite(window.grad_norm.item()),
+        learning_rate=job.state.scheduler.get_last_lr()[0],
+        grad_norm=finite(window.results[-1].norm) if window.results else None,
         samples_per_s=window.samples / elapsed, tokens_per_s=window.tokens / elapsed, window_s=elapsed,
     )  # fmt: skip
-    job.window = Window.empty(job.world.device)
+    job.window = Window()
     return loss
 
 
 def finite(value: float) -> float | None:
     """JSON has no infinity."""
     return value if math.isfinite(value) else None
-
-
-def check_finite(job: Job) -> None:
-    """Stops every rank when one saw a loss or gradient that is not finite; no checkpoint holds such weights."""
-    bad = job.window.bad_step.clone()
-    bad[bad == 0] = torch.iinfo(torch.int64).max
-    dist.all_reduce(bad, dist.ReduceOp.MIN)
-    if bad.item() == torch.iinfo(torch.int64).max:
-        return
-    job.saver.finish()  # every rank is here: what is being written becomes the last good checkpoint
-    kept = checkpoint.committed_steps(job.reporter.paths.checkpoints)
-    step = int(bad.item())
-    job.reporter.evidence(
-        "loss_finite", Verdict.FAIL, measured=step, expected="finite at every step", unit="step", source="rank losses",
-        message=f"the loss or its gradient is not finite at step {step}",
-    )  # fmt: skip
-    raise MeasuredFailure(
-        f"the loss is not finite at step {step}",
-        evidence=f"learning rate {job.state.scheduler.get_last_lr()[0]:.3g}, precision {job.spec.train.precision}; "
-        + (f"last good checkpoint: step {kept[-1]}" if kept else "no checkpoint had been saved yet"),
-        remedy="lower train.learning_rate, lengthen train.warmup, or use train.precision=fp32",
-    )
 
 
 @torch.no_grad()
@@ -249,12 +239,21 @@ def finish(job: Job, first_loss: float | None, last_loss: float | None) -> None:
     """Saves the trained model and proves that it was trained."""
     job.reporter.event("saving")
     weights = same_on_all_ranks(job.loaded.model, job.world, job.reporter)
+    job.guard.conclude()
     if job.world.is_main:
         job.loaded.model.eval()
         model.save_model(
             job.reporter.paths.model("trained"), job.loaded.model, job.loaded.tokenizer, step=job.state.step
         )
-        after_training(job.reporter, job.state.step, job.num_steps, first_loss, last_loss, weights)
+        after_training(
+            job.reporter,
+            job.state.step,
+            job.num_steps,
+            first_loss,
+            last_loss,
+            job.guard.num_without_update,
+            weights,
+        )
     dist.barrier()
 
 

@@ -87,7 +87,11 @@ class Follower:
             if row.get("attempt") == self._attempt:
                 self._on_metric(row)
         for row in _rows(self._evidence):
-            if row.get("attempt") == self._attempt and row["check"].startswith("checkpoint_"):
+            if (
+                row.get("attempt") == self._attempt
+                and row["verdict"] == "WARN"
+                and row["check"].startswith(("checkpoint_", "loss_finite", "loss_steady"))
+            ):
                 progress.notes.append(row["message"])
         return progress
 

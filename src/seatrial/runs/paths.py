@@ -108,6 +108,11 @@ class RunPaths:
         return self.root / "metrics.jsonl"
 
     @property
+    def guard(self) -> Path:
+        """Steps whose update was skipped or left out, and why; a resumed run leaves out the same."""
+        return self.root / "guard.json"
+
+    @property
     def checkpoints(self) -> Path:
         """``step_000500/`` each."""
         return self.root / "checkpoints"

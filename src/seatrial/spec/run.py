@@ -94,6 +94,16 @@ class TrainSpec(_Section):
     """A rank without progress for so long counts as frozen; null never thinks so. Before the second step, three times as long, and at least half an hour."""
     stop_before_s: Annotated[float, Field(ge=0)] = 120
     """How long before the platform's deadline (SEATRIAL_DEADLINE, seconds since the epoch) the ranks save and stop."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """A loss or gradient that is not finite: stop; skip that update; or go back to the last checkpoint and leave its step out."""
+    max_skips: Annotated[int, Field(ge=0)] = 10
+    """Updates that may be skipped in a run; five in a row stop it before."""
+    on_spike: Literal["warn", "rollback", "off"] = "warn"
+    """A loss far above those before it: say so; go back to the last checkpoint before it and leave its steps out; or don't look."""
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3
+    """How often a run may go back before it stops."""
+    compare_ranks_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between comparisons of the weights of all ranks; null for each checkpoint. Always at the end."""
 
 
 class ResourcesSpec(_Section):
