@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from seatrial.errors import SpecError
-from seatrial.job import data, model
+from seatrial.job import adapters, data, model, sharded
 from seatrial.job.batches import BatchPlan, Tokens, tokenize
 from seatrial.job.checkpoint import TrainState
 from seatrial.job.faults import Faults
@@ -102,15 +103,28 @@ def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
 def load_original(
     spec: RunSpec, labels: tuple[str, ...], world: World, reporter: Reporter
 ) -> model.LoadedModel:
-    """The model that the run starts from; saved as ``models/original`` unless an earlier attempt did."""
+    """The model that the run starts from; saved as ``models/original`` unless an earlier attempt did.
+
+    It comes as it is trained: sharded, with an adapter, with activation checkpointing.
+    """
     original = reporter.paths.model("original")
+    sharding: dict[str, Any] = {}
+    strategy = spec.train.parallel
+    if strategy in ("fsdp", "hsdp") and world.world_size > 1:
+        meta = model.meta_model(spec.model, spec.task, labels)
+        sharding = sharded.sharding(spec, strategy, world, meta)
     if is_committed(original):
-        return model.load_committed(original, spec.task, labels)
-    loaded = model.load_model(spec.model, spec.task, labels)
-    dist.barrier()  # nobody may still be looking whether it is there
-    if world.is_main:
-        model.save_model(original, loaded.model, loaded.tokenizer, **loaded.facts)
-    return loaded
+        loaded = model.load_committed(original, spec.task, labels, **sharding)
+    else:
+        loaded = model.load_model(spec.model, spec.task, labels, spec.model_options, **sharding)
+        dist.barrier()  # nobody may still be looking whether it is there
+        model.save_model(original, loaded.model, loaded.tokenizer, is_main=world.is_main, **loaded.facts)
+    if spec.adapter is not None and spec.adapter.kind == "qlora":
+        dist.barrier()
+        loaded = model.load_committed(original, spec.task, labels, **adapters.four_bits(world))
+    if spec.train.activation_checkpointing:
+        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return adapters.add(loaded, spec)
 
 
 def report_data(

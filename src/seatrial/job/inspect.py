@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seatrial.errors import SeatrialError
-from seatrial.job import data, model
+from seatrial.job import adapters, data, model
 from seatrial.spec.load import read_spec
 from seatrial.spec.run import RunSpec
 
@@ -22,8 +22,12 @@ def inspect(spec: RunSpec) -> dict[str, Any]:
     Raises:
         SpecError: whatever is wrong with either.
     """
-    found_model = model.check_model(spec.model, spec.data.max_length)
+    found_model = model.check_model(spec.model, spec.data.max_length, spec.model_options)
     found = data.load_data(spec.data, spec.task, spec.train.seed)
+    meta = model.meta_model(spec.model, spec.task, found.labels)
+    model.check_head(spec.model, spec.task, found.labels, spec.model_options, meta)
+    if spec.adapter is not None:
+        adapters.check(spec.adapter, spec.task, meta)
     return {"data": found.facts, "model": found_model}
 
 
