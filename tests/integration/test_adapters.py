@@ -53,10 +53,7 @@ def test_an_adapter_is_saved_alone_and_plain_peft_loads_it(
     assert (trained / weights[0]).stat().st_size < original.stat().st_size / 2
     for check in ("weights_changed", "ranks_agree"):
         assert evidence(done, check)[0] is Verdict.PASS
-    _, measured, expected = evidence(done, "weights_changed")
-    assert (
-        expected == f"not {done.manifest.results['model']['adapter']['initial_sha256']}" != f"not {measured}"
-    )
+    assert done.manifest.results["model"]["adapter"]["num_trainable"] < 10_000
     base = AutoModelForSequenceClassification.from_pretrained(done.run.model("original"))
     said, recorded = probabilities(PeftModel.from_pretrained(base, str(trained)), done.run)
     assert np.allclose(said, recorded, atol=1e-5)
@@ -85,7 +82,13 @@ def test_a_merged_adapter_is_a_plain_model(seatrial: Seatrial, recipe: Callable[
 
 
 def test_an_adapter_that_learnt_nothing_fails(seatrial: Seatrial, recipe: Callable[..., str]) -> None:
-    done = seatrial("train", recipe(epochs=1, learning_rate=1e-30), "--adapter", "lora", "resources.nproc=1")
+    done = seatrial(
+        "train",
+        recipe(learning_rate=1e-300, weight_decay=0.0, max_steps=3),
+        "--adapter",
+        "lora",
+        "--train-only",
+    )
     assert done.code == 1, done.stderr
     assert "training changed nothing" in done.stderr
 

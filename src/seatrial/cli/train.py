@@ -120,9 +120,20 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
     "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
 )
 @click.option("--detach", "-d", is_flag=True, help="Start it and return; print its id.")
+@click.option(
+    "--estimate", is_flag=True, help="Print the memory that it needs, and other ways to train; load nothing."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --estimate: JSON on stdout.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, exactly; touch nothing.")
 def train(
-    words: tuple[str, ...], train_only: bool, runs_dir: Path | None, detach: bool, dry_run: bool, **flags: Any
+    words: tuple[str, ...],
+    train_only: bool,
+    runs_dir: Path | None,
+    detach: bool,
+    estimate: bool,
+    as_json: bool,
+    dry_run: bool,
+    **flags: Any,
 ) -> int:
     """Train a model, compare it with the original on held-out samples, and show it in one page."""
     from seatrial.cli.start import start_training
@@ -145,6 +156,10 @@ def train(
             remedy="seatrial train RECIPE.yaml    or    seatrial train --model DIRECTORY --data FILE.csv",
         )
     loaded = loading.load(recipe, flags=given, overrides=overrides)
+    if estimate:
+        from seatrial.cli.estimate import show
+
+        return show(loaded.spec, as_json=as_json)
     return start_training(
         loaded, argv=sys.argv, runs_dir=runs_dir, train_only=train_only, detach=detach, dry_run=dry_run
     )

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from seatrial.job.model import LoadedModel
 
 CONFIG = "adapter_config.json"
-_INITIAL = "initial_sha256"
 
 
 def is_adapter(path: Path) -> bool:
@@ -31,13 +30,18 @@ def is_adapted(net: Any) -> bool:
     return hasattr(net, "peft_config") and hasattr(net, "merge_and_unload")
 
 
+def is_installed() -> bool:
+    """Whether PEFT is there."""
+    return find_spec("peft") is not None
+
+
 def check(adapter: AdapterSpec, task: Task, meta: Any) -> None:
     """Looks whether an adapter can be made, on the model without weights.
 
     Raises:
         SpecError: PEFT (for qlora, bitsandbytes or the GPU) is missing; a target matches no linear layer.
     """
-    if find_spec("peft") is None:
+    if not is_installed():
         raise SpecError(
             "an adapter needs PEFT", evidence="there is no package 'peft'", remedy="pip install 'seatrial[lora]'"
         )  # fmt: skip
@@ -64,10 +68,7 @@ def add(loaded: LoadedModel, spec: RunSpec) -> LoadedModel:
     net = wrap(net, spec.adapter, spec.task, tuple(loaded.facts["new_weights"]))
     net.peft_config["default"].base_model_name_or_path = spec.model
     trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    facts = {
-        **loaded.facts,
-        "adapter": {**spec.adapter.model_dump(mode="json"), "num_trainable": trainable, _INITIAL: trained_sha256(net)},
-    }  # fmt: skip
+    facts = {**loaded.facts, "adapter": {**spec.adapter.model_dump(mode="json"), "num_trainable": trainable}}
     return replace(loaded, model=net, facts=facts)
 
 
@@ -106,24 +107,40 @@ def save(net: Any, directory: Path) -> None:
     net.config.save_pretrained(directory)
 
 
-def before_and_after(loaded: LoadedModel, adapter: AdapterSpec | None) -> tuple[str, str] | None:
-    """Hashes of what is trained, as it was made and as it is; None where the whole saved models tell.
+def before_and_after(net: Any, adapter: AdapterSpec | None) -> tuple[str, str] | None:
+    """Hashes of the weights that an adapter changes, without and with it; None where the saved models themselves tell.
 
-    An adapter file always differs from the model below it, which proves nothing.
+    An adapter file always differs from the model below it, which proves nothing. Counted is what reaches the weights:
+    W against W + B·A, and a head against the one that it was made from.
     """
     if adapter is None or adapter.merge:
         return None
-    return loaded.facts["adapter"][_INITIAL], trained_sha256(loaded.model)
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    before, after = hashlib.sha256(), hashlib.sha256()
+    for _, module in sorted(net.named_modules(), key=lambda pair: pair[0]):
+        if isinstance(module, LoraLayer):
+            weight, delta = (
+                module.get_base_layer().weight.detach(),
+                module.get_delta_weight("default").detach(),
+            )
+            # Weights of 4 bits can't be added to; there, the update itself is looked at.
+            weight = weight if weight.is_floating_point() else torch.zeros_like(delta)
+            before.update(_bytes(weight))
+            after.update(_bytes(weight + delta))
+        elif isinstance(module, ModulesToSaveWrapper):
+            for digest, part in (
+                (before, module.original_module),
+                (after, module.modules_to_save["default"]),
+            ):
+                for parameter in part.parameters():
+                    digest.update(_bytes(parameter.detach()))
+    return before.hexdigest(), after.hexdigest()
 
 
-def trained_sha256(net: torch.nn.Module) -> str:
-    """One hash over names and values of all parameters that are trained."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(net.named_parameters()):
-        if parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
-    return digest.hexdigest()
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
 
 
 def heads_of(net: Any, task: Task, new_weights: tuple[str, ...]) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from seatrial.errors import SpecError
-from seatrial.job import adapters, data, model, sharded
+from seatrial.job import adapters, batch_size, data, memory, model, sharded
 from seatrial.job.batches import BatchPlan, Tokens, tokenize
 from seatrial.job.checkpoint import TrainState
 from seatrial.job.faults import Faults
@@ -79,10 +79,10 @@ def build(spec: RunSpec, world: World, reporter: Reporter) -> Job:
         tokenize(split, loaded.tokenizer, loaded.max_length(spec.data.max_length))
         for split in (samples.train, samples.test)
     )
+    resolved = batch_size.resolved(spec, loaded, train_tokens, world)
     report_data(reporter, samples, train_tokens, test_tokens, loaded)
-
     net = parallelize(loaded.model, world)
-    batches = BatchPlan.of(spec.train, train_tokens.lengths, world.world_size)
+    batches = BatchPlan.of(resolved, train_tokens.lengths, world.world_size)
     num_steps = batches.num_steps(spec.train.epochs, spec.train.max_steps)
     optimizer = make_optimizer(loaded.model, spec.train)
     state = TrainState(
@@ -109,8 +109,8 @@ def load_original(
     """
     original = reporter.paths.model("original")
     sharding: dict[str, Any] = {}
-    strategy = spec.train.parallel
-    if strategy in ("fsdp", "hsdp") and world.world_size > 1:
+    strategy, reason = memory.decide(spec, labels, world)
+    if strategy != "ddp":
         meta = model.meta_model(spec.model, spec.task, labels)
         sharding = sharded.sharding(spec, strategy, world, meta)
     if is_committed(original):
@@ -124,6 +124,7 @@ def load_original(
         loaded = model.load_committed(original, spec.task, labels, **adapters.four_bits(world))
     if spec.train.activation_checkpointing:
         loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loaded.facts["parallel"] = {"strategy": strategy, "reason": reason}
     return adapters.add(loaded, spec)
 
 

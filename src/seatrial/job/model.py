@@ -26,7 +26,10 @@ from seatrial.job.sharded import draw_anew, is_sharded
 from seatrial.runs.commit import commit, is_committed, problems, read_marker, start
 from seatrial.spec.run import ModelOptions, Task
 
-_AUTO = {"text-classification": AutoModelForSequenceClassification, "causal-lm": AutoModelForCausalLM}
+AUTO: dict[str, Any] = {
+    "text-classification": AutoModelForSequenceClassification,
+    "causal-lm": AutoModelForCausalLM,
+}
 DEFAULT_OPTIONS = ModelOptions()
 DEFAULT_LENGTH = 128
 _LIMIT_OF_A_TOKENIZER_WITHOUT_LIMIT = 10**6
@@ -106,7 +109,7 @@ def meta_model(name: str, task: Task, labels: tuple[str, ...]) -> Any:
         setattr(config, key, value)
     try:
         with torch.device("meta"):
-            return _AUTO[task].from_config(config, dtype=torch.float32)
+            return AUTO[task].from_config(config, dtype=torch.float32)
     except ValueError as error:
         raise _cannot_load(name, "architecture", error) from error
 
@@ -136,7 +139,7 @@ def load_model(
     _check_weights(name, options)
     rng_state = torch.get_rng_state()
     try:
-        model, info = _AUTO[task].from_pretrained(
+        model, info = AUTO[task].from_pretrained(
             name, dtype=torch.float32, use_safetensors=_use_safetensors(name, options), weights_only=True,
             ignore_mismatched_sizes=True, output_loading_info=True, **_label_options(task, labels), **more,
         )  # fmt: skip

@@ -237,7 +237,7 @@ def finish(job: Job, first_loss: float | None, last_loss: float | None) -> None:
     job.reporter.event("saving")
     weights = same_on_all_ranks(job.loaded.model, job.world, job.reporter)
     job.loaded.model.eval()
-    changed = adapters.before_and_after(job.loaded, job.spec.adapter)
+    changed = adapters.before_and_after(job.loaded.model, job.spec.adapter)
     trained = adapters.finished(job.loaded.model, job.spec.adapter)
     path = job.reporter.paths.model("trained")
     model.save_model(path, trained, job.loaded.tokenizer, is_main=job.world.is_main, step=job.state.step)
