@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from seatrial.errors import SpecError
 from seatrial.job import memory
-from seatrial.job.memory import GIB, Need, Subject
+from seatrial.job.activations import Subject
+from seatrial.job.memory import GIB, Need
 from seatrial.job.model import loss_and_hits, meta_model
 from seatrial.spec.run import RunSpec
 
