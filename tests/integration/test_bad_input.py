@@ -79,7 +79,7 @@ def test_models_that_can_not_be_used(seatrial: Seatrial, encoder: Path, reviews:
     words = ["train", "--model", str(model), "--data", str(reviews)]
     refused(seatrial, seatrial(*words, "--max-length", "65"), "at most 64 tokens", "data.max_length=64")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    refused(seatrial, seatrial(*words, "--max-length", "64"), "no safetensors weights", "pickles")
+    refused(seatrial, seatrial(*words, "--max-length", "64"), "no safetensors weights", "--allow-pickle")
     (model / "pytorch_model.bin").rename(model / "model.safetensors")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (model / name).unlink()

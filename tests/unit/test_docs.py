@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeGuard, get_args
 
 import click
 import pytest
@@ -63,11 +64,15 @@ def test_make_targets_of_the_readme_exist() -> None:
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
 
 
+def is_section(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
     lines = []
     for name, field in kind.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
+        nested = next((a for a in get_args(field.annotation) if is_section(a)), field.annotation)
+        if is_section(nested):
             lines += keys(nested, f"{prefix}{name}.")
         elif name != "schema_":
             default = "required" if field.is_required() else repr(field.default)

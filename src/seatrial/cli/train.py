@@ -32,6 +32,14 @@ _KEYS = {
     "seed": "train.seed",
     "precision": "train.precision",
     "tf32": "train.tf32",
+    "global_batch": "train.global_batch",
+    "parallel": "train.parallel",
+    "activation_checkpointing": "train.activation_checkpointing",
+    "adapter": "adapter.kind",
+    "merge": "adapter.merge",
+    "allow_pickle": "model_options.allow_pickle",
+    "new_head": "model_options.new_head",
+    "gpu_memory": "resources.memory_gib",
     "platform": "resources.on",
     "nodes": "resources.nodes",
     "gpus": "resources.gpus_per_node",
@@ -79,13 +87,27 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
 @click.option("--epochs", type=float, help="Passes over the data [3].")
 @click.option("--max-steps", type=int, help="At most so many optimizer steps.")
 @click.option("--learning-rate", type=float, help="Highest learning rate [5e-5].")
-@click.option("--batch-size", type=int, help="Samples a rank in one forward pass [16].")
+@click.option(
+    "--batch-size", type=NumberOrAuto(), help="Samples a rank in one forward pass; auto: what fits [16]."
+)
 @click.option("--grad-accumulation", type=int, help="Forward passes per optimizer step [1].")
 @click.option("--warmup", type=float, help="Part of the steps (<1) or steps (>=1) of warmup [0.06].")
 @click.option("--weight-decay", type=float, help="AdamW's weight decay [0.01].")
 @click.option("--seed", type=int, help="Seed of order, split, new weights, dropout [0].")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="[fp32]")
 @click.option("--tf32/--no-tf32", default=None, help="TF32 for fp32 matrix products.")
+@click.option("--global-batch", type=int, help="Samples of an optimizer step on all ranks.")
+@click.option(
+    "--parallel", type=click.Choice(["auto", "ddp", "fsdp", "hsdp"]), help="How ranks share the model [auto]."
+)
+@click.option(
+    "--activation-checkpointing", is_flag=True, default=None, help="Less memory, a third more work."
+)
+@click.option("--adapter", type=click.Choice(["lora", "dora", "qlora"]), help="Train an adapter (PEFT).")
+@click.option("--merge", is_flag=True, default=None, help="Save model and adapter as one plain model.")
+@click.option("--allow-pickle", is_flag=True, default=None, help="Read weights from *.bin; tensors only.")
+@click.option("--new-head", is_flag=True, default=None, help="Replace a head made for other classes.")
+@click.option("--gpu-memory", type=float, metavar="GIB", help="Memory of a device, for estimates [read].")
 @click.option("--on", "platform", type=click.Choice(["auto", "local"]), help="Platform [auto].")
 @click.option("--nodes", type=int, help="Machines [1].")
 @click.option("--gpus", type=NumberOrAuto(), help="GPUs a node; 0 for CPU [auto].")
@@ -102,9 +124,20 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
     "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
 )
 @click.option("--detach", "-d", is_flag=True, help="Start it and return; print its id.")
+@click.option(
+    "--estimate", is_flag=True, help="Print the memory that it needs, and other ways to train; load nothing."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --estimate: JSON on stdout.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, exactly; touch nothing.")
 def train(
-    words: tuple[str, ...], train_only: bool, runs_dir: Path | None, detach: bool, dry_run: bool, **flags: Any
+    words: tuple[str, ...],
+    train_only: bool,
+    runs_dir: Path | None,
+    detach: bool,
+    estimate: bool,
+    as_json: bool,
+    dry_run: bool,
+    **flags: Any,
 ) -> int:
     """Train a model, compare it with the original on held-out samples, and show it in one page."""
     from seatrial.cli.start import start_training
@@ -127,6 +160,10 @@ def train(
             remedy="seatrial train RECIPE.yaml    or    seatrial train --model DIRECTORY --data FILE.csv",
         )
     loaded = loading.load(recipe, flags=given, overrides=overrides)
+    if estimate:
+        from seatrial.cli.estimate import show
+
+        return show(loaded.spec, as_json=as_json)
     return start_training(
         loaded, argv=sys.argv, runs_dir=runs_dir, train_only=train_only, detach=detach, dry_run=dry_run
     )

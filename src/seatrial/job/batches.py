@@ -76,8 +76,9 @@ class BatchPlan:
         cls, train: TrainSpec, lengths: np.ndarray, world_size: int, global_batch: int | None = None
     ) -> BatchPlan:
         """The plan of a recipe; `global_batch` is that of the attempt before, which ran on other ranks maybe."""
+        assert train.batch_size != "auto", "resolved before the plan is made"
         return cls(
-            lengths, global_batch or train.batch_size * train.grad_accumulation * world_size, train.batch_size,
+            lengths, global_batch or train.samples_per_step(world_size), train.batch_size,
             world_size, train.seed, train.group_by_length, train.batch_tokens, train.packing,
         )  # fmt: skip
 

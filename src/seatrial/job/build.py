@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from seatrial.errors import SpecError
-from seatrial.job import inputs, model, packing
+from seatrial.job import adapters, batch_size, inputs, memory, model, packing, sharded
 from seatrial.job.batches import BatchPlan
 from seatrial.job.checkpoint import Checkpoint, TrainState, first_global_batch
 from seatrial.job.faults import Faults
@@ -54,7 +55,6 @@ def build(
     A run that goes on, from the checkpoint `found` or from the start, keeps its global batch whatever ranks it has.
     """
     reporter.event("loading")
-    reporter.batch = (spec.train.batch_size, spec.train.grad_accumulation)
     torch.manual_seed(spec.train.seed)
     torch.backends.cudnn.benchmark = False
     if spec.train.tf32:
@@ -64,13 +64,13 @@ def build(
     samples = inputs.of_run(spec, reporter.paths, world, lambda: tokenizing(spec, reporter))
     loaded = load_original(spec, samples.labels, world, reporter)
     train_tokens, test_tokens = samples.splits["train"].tokens, samples.test.tokens
+    resolved = batch_size.resolved(spec, loaded, train_tokens, world)
+    assert resolved.batch_size != "auto"
+    reporter.batch = (resolved.batch_size, resolved.grad_accumulation)
     report_data(reporter, samples, loaded)
-
-    if spec.train.packing:
-        packing.enable(loaded.model, spec.task)
     net = parallelize(loaded.model, world)
     kept_batch = found.global_batch if found is not None else first_global_batch(reporter)
-    batches = BatchPlan.of(spec.train, train_tokens.lengths, world.world_size, kept_batch)
+    batches = BatchPlan.of(resolved, train_tokens.lengths, world.world_size, kept_batch)
     reporter.facts(global_batch=batches.global_batch)
     num_steps = batches.num_steps(spec.train.epochs, spec.train.max_steps)
     optimizer = make_optimizer(loaded.model, spec.train)
@@ -114,15 +114,31 @@ def tokenizing(spec: RunSpec, reporter: Reporter) -> inputs.Tokenizing:
 def load_original(
     spec: RunSpec, labels: tuple[str, ...], world: World, reporter: Reporter
 ) -> model.LoadedModel:
-    """The model that the run starts from; saved as ``models/original`` unless an earlier attempt did."""
+    """The model that the run starts from; saved as ``models/original`` unless an earlier attempt did.
+
+    It comes as it is trained: sharded, with an adapter, with activation checkpointing.
+    """
     original = reporter.paths.model("original")
+    sharding: dict[str, Any] = {}
+    strategy, reason = memory.decide(spec, labels, world)
+    if strategy != "ddp":
+        meta = model.meta_model(spec.model, spec.task, labels)
+        sharding = sharded.sharding(spec, strategy, world, meta)
     if is_committed(original):
-        return model.load_committed(original, spec.task, labels)
-    loaded = model.load_model(spec.model, spec.task, labels)
-    dist.barrier()  # nobody may still be looking whether it is there
-    if world.is_main:
-        model.save_model(original, loaded.model, loaded.tokenizer, **loaded.facts)
-    return loaded
+        loaded = model.load_committed(original, spec.task, labels, **sharding)
+    else:
+        loaded = model.load_model(spec.model, spec.task, labels, spec.model_options, **sharding)
+        dist.barrier()  # nobody may still be looking whether it is there
+        model.save_model(original, loaded.model, loaded.tokenizer, is_main=world.is_main, **loaded.facts)
+    if spec.adapter is not None and spec.adapter.kind == "qlora":
+        dist.barrier()
+        loaded = model.load_committed(original, spec.task, labels, **adapters.four_bits(world))
+    if spec.train.activation_checkpointing:
+        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if spec.train.packing:
+        packing.enable(loaded.model, spec.task)
+    loaded.facts["parallel"] = {"strategy": strategy, "reason": reason}
+    return adapters.add(loaded, spec)
 
 
 def report_data(reporter: Reporter, found: inputs.Inputs, loaded: model.LoadedModel) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seatrial.errors import SeatrialError
-from seatrial.job import data, inputs, model
+from seatrial.job import adapters, data, inputs, model
 from seatrial.spec.load import read_spec
 from seatrial.spec.run import RunSpec
 
@@ -23,12 +23,20 @@ def inspect(spec: RunSpec, *, prepare: bool) -> dict[str, Any]:
     Raises:
         SpecError: whatever is wrong with either.
     """
-    found_model, tokenizer = model.check_model(spec.model, spec.data.max_length)
+    found_model, tokenizer = model.check_model(spec.model, spec.data.max_length, spec.model_options)
     wanted = inputs.Wanted(spec.data, spec.task, spec.train.seed)
-    if not prepare:
-        return {"data": wanted.load()[2], "model": found_model}
-    record = inputs.prepare(wanted, inputs.Tokenizing(tokenizer, found_model["max_length"]))
-    return {"data": record["facts"], "model": found_model, "inputs": record}
+    found: dict[str, Any] = {"model": found_model}
+    if prepare:
+        record = inputs.prepare(wanted, inputs.Tokenizing(tokenizer, found_model["max_length"]))
+        found |= {"data": record["facts"], "inputs": record}
+    else:
+        found["data"] = wanted.load()[2]
+    labels = tuple(found["data"]["labels"])
+    meta = model.meta_model(spec.model, spec.task, labels)
+    model.check_head(spec.model, spec.task, labels, spec.model_options, meta)
+    if spec.adapter is not None:
+        adapters.check(spec.adapter, spec.task, meta)
+    return found
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,13 +19,18 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from seatrial.errors import SpecError
-from seatrial.job import packing
+from seatrial.job import adapters, packing
 from seatrial.job.batches import IGNORE
 from seatrial.job.data import looks_local
-from seatrial.runs.commit import commit, is_committed, problems, start
-from seatrial.spec.run import Task
+from seatrial.job.sharded import draw_anew, is_sharded
+from seatrial.runs.commit import commit, is_committed, problems, read_marker, start
+from seatrial.spec.run import ModelOptions, Task
 
-_AUTO = {"text-classification": AutoModelForSequenceClassification, "causal-lm": AutoModelForCausalLM}
+AUTO: dict[str, Any] = {
+    "text-classification": AutoModelForSequenceClassification,
+    "causal-lm": AutoModelForCausalLM,
+}
+DEFAULT_OPTIONS = ModelOptions()
 DEFAULT_LENGTH = 128
 _LIMIT_OF_A_TOKENIZER_WITHOUT_LIMIT = 10**6
 
@@ -54,7 +60,9 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def check_model(name: str, max_length: int | None) -> tuple[dict[str, Any], Any]:
+def check_model(
+    name: str, max_length: int | None, options: ModelOptions = DEFAULT_OPTIONS
+) -> tuple[dict[str, Any], Any]:
     """Looks at a model without loading its weights: facts, and its tokenizer.
 
     Raises:
@@ -62,7 +70,7 @@ def check_model(name: str, max_length: int | None) -> tuple[dict[str, Any], Any]
     """
     config = _from(name, AutoConfig, "configuration")
     tokenizer = load_tokenizer(name, config)
-    _check_weights(name)
+    _check_weights(name, options)
     length = text_length(max_length, name, config, tokenizer)
     facts = {"name": name, "type": config.model_type, "vocabulary": len(tokenizer), "max_length": length}
     return facts, tokenizer
@@ -93,33 +101,59 @@ def load_tokenizer(name: str, config: Any) -> Any:
     return tokenizer
 
 
-def load_model(name: str, task: Task, labels: tuple[str, ...], *, new_head: bool = True) -> LoadedModel:
+def meta_model(name: str, task: Task, labels: tuple[str, ...]) -> Any:
+    """The model without its weights, on the meta device: names and shapes.
+
+    Raises:
+        SpecError: it isn't there.
+    """
+    config = _from(name, AutoConfig, "configuration")
+    for key, value in _label_options(task, labels).items():
+        setattr(config, key, value)
+    try:
+        with torch.device("meta"):
+            return AUTO[task].from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        raise _cannot_load(name, "architecture", error) from error
+
+
+def load_model(
+    name: str,
+    task: Task,
+    labels: tuple[str, ...],
+    options: ModelOptions = DEFAULT_OPTIONS,
+    *,
+    new_weights: bool = True,
+    **more: Any,
+) -> LoadedModel:
     """A model with its weights, in fp32, on the CPU.
 
     Args:
         name: local directory or hub id.
         task: chooses the head.
         labels: class names of a classification, in the order of the outputs.
-        new_head: whether a head that the weights lack may be made new (from the seed). Not for a model of a run.
+        options: what may be done on the way.
+        new_weights: whether weights that the files lack may be made new (from the seed). Not for a model of a run.
+        more: for `from_pretrained`: ``distributed_config`` of `sharded.sharding`, ``quantization_config``.
 
     Raises:
         SpecError: it can't be loaded, or its head has another shape.
     """
-    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    if task == "text-classification":
-        options |= {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
-    _check_weights(name)
+    _check_weights(name, options)
+    rng_state = torch.get_rng_state()
     try:
-        model, info = _AUTO[task].from_pretrained(name, **options)
+        model, info = AUTO[task].from_pretrained(
+            name, dtype=torch.float32, use_safetensors=_use_safetensors(name, options), weights_only=True,
+            ignore_mismatched_sizes=True, output_loading_info=True, **_label_options(task, labels), **more,
+        )  # fmt: skip
     except Exception as error:
         raise _cannot_load(name, "weights", error) from error
-    missing = sorted(info["missing_keys"])
-    if missing and not new_head:
-        raise SpecError(f"the model {name} lacks weights", evidence=", ".join(missing[:8]))
+    _check_shapes(name, {key: (there, here) for key, there, here in info["mismatched_keys"]}, labels, options)
+    missing = {*info["missing_keys"], *(key for key, _, _ in info["mismatched_keys"])}
+    if missing and not new_weights:
+        raise SpecError(f"the model {name} lacks weights", evidence=", ".join(sorted(missing)[:8]))
+    if is_sharded(model):
+        draw_anew(model, missing, rng_state)
     tokenizer = load_tokenizer(name, model.config)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -129,13 +163,13 @@ def load_model(name: str, task: Task, labels: tuple[str, ...], *, new_head: bool
         "name": name,
         "type": model.config.model_type,
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        "new_weights": missing,
+        "new_weights": sorted(missing),
     }
     return LoadedModel(model, tokenizer, facts)
 
 
-def load_committed(path: Path, task: Task, labels: tuple[str, ...]) -> LoadedModel:
-    """A model that a run saved; every file is hashed first.
+def load_committed(path: Path, task: Task, labels: tuple[str, ...], **more: Any) -> LoadedModel:
+    """A model that a run saved; every file is hashed first. An adapter comes with the run's original below it.
 
     Raises:
         SpecError: never committed, or changed since.
@@ -147,15 +181,27 @@ def load_committed(path: Path, task: Task, labels: tuple[str, ...]) -> LoadedMod
             evidence=f"{path}: {wrong[0]}",
             remedy=f"seatrial runs resume {path.parent.parent.name}",
         )
-    return load_model(str(path), task, labels, new_head=False)
+    if adapters.is_adapter(path):
+        return adapters.load(path, load_committed(path.parent / "original", task, labels, **more))
+    loaded = load_model(str(path), task, labels, new_weights=False, **more)
+    loaded.facts["new_weights"] = (read_marker(path) or {}).get("new_weights", [])
+    return loaded
 
 
-def save_model(path: Path, model: Any, tokenizer: Any, **facts: Any) -> dict[str, Any]:
-    """Writes a model directory aside and commits it; returns its marker. One rank calls this."""
-    if is_committed(path):
+def save_model(
+    path: Path, model: Any, tokenizer: Any, *, is_main: bool = True, **facts: Any
+) -> dict[str, Any] | None:
+    """Writes a model directory aside and commits it. Every rank calls this; rank 0 (`is_main`) writes, and gets the marker.
+
+    A sharded model is gathered, tensor by tensor, into the memory of rank 0's machine.
+    """
+    if is_main and is_committed(path):
         raise FileExistsError(path)
-    aside = start(path)
-    model.save_pretrained(aside)
+    aside = start(path) if is_main else path.with_name(path.name + ".writing")
+    if is_main or is_sharded(model):
+        adapters.save(model, aside) if adapters.is_adapted(model) else model.save_pretrained(aside)
+    if not is_main:
+        return None
     tokenizer.save_pretrained(aside)
     return commit(aside, path, **facts)
 
@@ -243,17 +289,79 @@ def _from(name: str, kind: Any, what: str) -> Any:
         raise _cannot_load(name, what, error) from error
 
 
-def _check_weights(name: str) -> None:
-    path = Path(name)
-    if path.is_dir() and not list(path.glob("*.safetensors")):
-        pickled = sorted(p.name for p in path.glob("*.bin"))
+def check_head(name: str, task: Task, labels: tuple[str, ...], options: ModelOptions, meta: Any) -> None:
+    """Compares the shapes in a local model's safetensors with those that the task needs; reads no weights.
+
+    Raises:
+        SpecError: they differ.
+    """
+    if not Path(name).is_dir():
+        return  # a model of the hub is compared when it is loaded
+    needed = {key: tuple(tensor.shape) for key, tensor in meta.state_dict().items()}
+    differ = {}
+    for file in sorted(Path(name).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for key in set(tensors.keys()) & set(needed):
+                shape = tuple(tensors.get_slice(key).get_shape())
+                if shape != needed[key]:
+                    differ[key] = (shape, needed[key])
+    _check_shapes(name, differ, labels, options)
+
+
+def _check_shapes(
+    name: str, differ: dict[str, tuple[Any, Any]], labels: tuple[str, ...], options: ModelOptions
+) -> None:
+    if not differ:
+        return
+    shapes = "; ".join(
+        f"{k}: {tuple(there)}, needed {tuple(here)}" for k, (there, here) in sorted(differ.items())
+    )
+    if not all(
+        labels and here[0] == len(labels) and there[1:] == here[1:] for there, here in differ.values()
+    ):
+        raise SpecError(f"the weights of {name!r} do not fit its configuration", evidence=shapes[:300])
+    if not options.new_head:
+        classes = next(iter(differ.values()))[0][0]
         raise SpecError(
-            f"the model directory {name} has no safetensors weights",
-            evidence=f"it has {', '.join(pickled)}: pickles, which can run code"
-            if pickled
-            else "no *.safetensors there",
-            remedy="save it again with model.save_pretrained(DIRECTORY)",
+            f"the head of {name!r} has {classes} classes, the data has {len(labels)}",
+            evidence=shapes[:300],
+            remedy="--new-head replaces it by a new one, from the seed    (or check data.label)",
         )
+
+
+def _label_options(task: Task, labels: tuple[str, ...]) -> dict[str, Any]:
+    if task != "text-classification":
+        return {}
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+def _check_weights(name: str, options: ModelOptions) -> None:
+    path = Path(name)
+    if not path.is_dir() or list(path.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for p in path.glob("*.bin"))
+    if pickled and options.allow_pickle:
+        return
+    raise SpecError(
+        f"the model directory {name} has no safetensors weights",
+        evidence=f"it has {', '.join(pickled)}: pickles, which can run code" if pickled else "no *.safetensors there",
+        remedy="--allow-pickle reads tensors, and nothing else, from them; or save it again with model.save_pretrained(DIR)"
+        if pickled
+        else "save it again with model.save_pretrained(DIRECTORY)",
+    )  # fmt: skip
+
+
+def _use_safetensors(name: str, options: ModelOptions) -> bool | None:
+    """What `from_pretrained` may open: safetensors only, pickles only (where there is nothing else), or either."""
+    if not options.allow_pickle:
+        return True
+    if Path(name).is_dir():
+        return bool(list(Path(name).glob("*.safetensors")))
+    return None
 
 
 def _cannot_load(name: str, what: str, error: Exception) -> SpecError:

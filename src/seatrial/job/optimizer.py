@@ -7,6 +7,7 @@ import math
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from seatrial.job.sharded import whole
 from seatrial.spec.run import TrainSpec
 
 
@@ -60,7 +61,8 @@ def update(
         scaler.step(optimizer)
         scaler.update()
     else:
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        # Of parts, the norm comes as a DTensor that only a gathering makes a number; the kernel takes it for all of them.
+        norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
         optimizer.grad_scale = None if clip_norm is None else torch.clamp(norm / clip_norm, min=1.0)  # type: ignore[attr-defined]
         optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         optimizer.step()

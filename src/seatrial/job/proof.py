@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from seatrial.errors import MeasuredFailure, PlatformError
 from seatrial.job.reporter import Reporter
+from seatrial.job.sharded import whole
 from seatrial.job.world import World
 from seatrial.runs.commit import weights_sha256
 from seatrial.runs.evidence import Verdict
@@ -99,13 +100,15 @@ def drifted(reporter: Reporter, odd: Sequence[int], when: str, evidence: str) ->
 def same_on_all_ranks(net: torch.nn.Module, world: World, reporter: Reporter) -> str:
     """Compares the weights of all ranks by hash; returns the hash.
 
+    Of a sharded model each rank hashes what it gathers, within its own replica: what is replicated must agree.
+
     Raises:
         PlatformError: the ranks have drifted apart, which data-parallel training excludes.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+        digest.update(whole(tensor.detach()).reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
     hashes = [""] * world.world_size
     dist.all_gather_object(hashes, digest.hexdigest())
     odd = odd_ones(hashes)
@@ -128,8 +131,11 @@ def after_training(
     last_loss: float | None,
     num_without_update: int,
     state_sha256: str,
+    before_and_after: tuple[str, str] | None = None,
 ) -> None:
     """Rank 0: the steps were done, the loss fell, the weights changed.
+
+    `before_and_after` are hashes of what was trained, where that is not the whole of the saved models.
 
     Raises:
         MeasuredFailure: the trained weights are the original ones.
@@ -150,11 +156,13 @@ def after_training(
         "loss_fell", verdict, measured=last_loss, expected=first_loss and f"< {first_loss:.6g}", unit="nats",
         source="first and last row of metrics.jsonl in this attempt", message=message,
     )  # fmt: skip
-    before, after = (weights_sha256(reporter.paths.model(name)) for name in ("original", "trained"))
+    before, after = before_and_after or (
+        weights_sha256(reporter.paths.model(name)) for name in ("original", "trained")
+    )
     changed = before is not None and after is not None and before != after
     reporter.evidence(
         "weights_changed", Verdict.PASS if changed else Verdict.FAIL, measured=after, expected=f"not {before}",
-        source="SHA-256 of the safetensors of both models",
+        source="SHA-256 of what was trained" if before_and_after else "SHA-256 of the safetensors of both models",
         message="training changed the weights" if changed else "the trained weights are the original ones",
     )  # fmt: skip
     reporter.facts(training={"steps": step, "first_loss": first_loss, "last_loss": last_loss,

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from seatrial.job import checkpoint, data, model
+from seatrial.job import adapters, checkpoint, data, model
 from seatrial.job.batches import collate
 from seatrial.job.build import Job, build
 from seatrial.job.fingerprint import fingerprint
 from seatrial.job.guard import Guard, Window
 from seatrial.job.optimizer import update
-from seatrial.job.parallel import unsynced
+from seatrial.job.parallel import passes, shares, unsynced
 from seatrial.job.proof import after_training, same_on_all_ranks
 from seatrial.job.reporter import Reporter, reporting
 from seatrial.job.stop import StopAgreement
@@ -143,9 +143,7 @@ def train_step(job: Job, step: int) -> None:
         return
     indices = job.batches.indices(step)
     weight = int(job.train.targets[indices].sum())
-    micro = job.batches.micro_batches(indices, world.rank)
-    # A rank without samples still has to take part in the reduction: one sample, weighing nothing.
-    parts = [(part, 1.0) for part in micro] or [(indices[:1], 0.0)]
+    parts = passes(job.batches, indices, world, job.net)
     loss = torch.zeros((), device=world.device)
     for i, (part, counts) in enumerate(parts):
         batch = to_device(collate(job.train, part, job.loaded.pad_id), world)
@@ -215,14 +213,13 @@ def evaluate(job: Job) -> None:
     world, tokens, began = job.world, job.test, time.perf_counter()
     job.loaded.model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=world.device)
-    mine = np.argsort(tokens.lengths, kind="stable")[world.rank :: world.world_size]
-    for start in range(0, len(mine), 2 * job.spec.train.batch_size):
-        part = mine[start : start + 2 * job.spec.train.batch_size]
+    order = np.argsort(tokens.lengths, kind="stable")
+    for part, counts in shares(order, 2 * job.batches.micro_batch, world, job.net):
         with autocast(job.spec.train, world):
             loss, hits, _ = model.loss_and_hits(
                 job.loaded.model, to_device(collate(tokens, part, job.loaded.pad_id), world), job.spec.task
             )
-        totals += torch.stack([loss.double(), hits.double()])
+        totals += torch.stack([loss.double(), hits.double()]) * counts
         job.reporter.heart.enter("evaluating")
     dist.all_reduce(totals)
     job.loaded.model.train()
@@ -240,20 +237,16 @@ def finish(job: Job, first_loss: float | None, last_loss: float | None) -> None:
     job.reporter.event("saving")
     weights = same_on_all_ranks(job.loaded.model, job.world, job.reporter)
     job.guard.conclude()
+    job.loaded.model.eval()
+    changed = adapters.before_and_after(job.loaded.model, job.spec.adapter)
+    trained = adapters.finished(job.loaded.model, job.spec.adapter)
+    path = job.reporter.paths.model("trained")
+    model.save_model(path, trained, job.loaded.tokenizer, is_main=job.world.is_main, step=job.state.step)
     if job.world.is_main:
-        job.loaded.model.eval()
-        model.save_model(
-            job.reporter.paths.model("trained"), job.loaded.model, job.loaded.tokenizer, step=job.state.step
-        )
         after_training(
-            job.reporter,
-            job.state.step,
-            job.num_steps,
-            first_loss,
-            last_loss,
-            job.guard.num_without_update,
-            weights,
-        )
+            job.reporter, job.state.step, job.num_steps, first_loss, last_loss, job.guard.num_without_update, weights,
+            changed,
+        )  # fmt: skip
     dist.barrier()
 
 

@@ -66,16 +66,18 @@ class World:
 
 @contextmanager
 def process_group(world: World) -> Iterator[None]:
-    """Joins the ranks (NCCL for GPUs, gloo for CPUs) while the block runs."""
-    backend = "nccl" if world.device.type == "cuda" else "gloo"
-    if backend == "gloo":
+    """Joins the ranks (NCCL for tensors on GPUs, gloo for those of CPUs) while the block runs."""
+    cuda = world.device.type == "cuda"
+    # Weights that are kept in the machine's memory are reduced there.
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if not cuda:
         keep_memory()
     dist.init_process_group(
         backend,
         rank=world.rank,
         world_size=world.world_size,
         timeout=_COLLECTIVE_TIMEOUT,
-        device_id=world.device if backend == "nccl" else None,
+        device_id=world.device if cuda else None,
     )
     yield
     # Not on failure: tearing down while peers are stuck in a collective would hide the reason by hanging.

@@ -11,6 +11,7 @@ from typing import Any
 from seatrial import command
 from seatrial.errors import PlatformError, from_dict
 from seatrial.runs.files import write_json
+from seatrial.runs.plan import Device
 from seatrial.spec.run import RunSpec
 
 _TIMEOUT_S = 6 * 3600
@@ -29,11 +30,30 @@ def inspect(spec: RunSpec, *, prepare: bool, runner: command.CommandRunner = com
         SpecError: whatever is wrong with them.
         PlatformError: this Python can't look, for want of the packages that training needs.
     """
+    return ask("inspect", spec, *(["--prepare"] if prepare else []), runner=runner)
+
+
+def estimate(
+    spec: RunSpec, device: Device, nproc: int, runner: command.CommandRunner = command.run
+) -> dict[str, Any]:
+    """The memory that the spec needs on `nproc` ranks of each node; see `job/memory.py`.
+
+    Raises:
+        SpecError, PlatformError: as `inspect`.
+    """
+    world_size = spec.resources.nodes * nproc
+    arguments = ("--world-size", str(world_size), "--local-world-size", str(nproc), "--device", device)
+    return ask("memory", spec, *arguments, runner=runner)
+
+
+def ask(module: str, spec: RunSpec, *arguments: str, runner: command.CommandRunner) -> dict[str, Any]:
+    """What one of the job side's programs prints about a spec: its facts, or the error that it reports."""
     with tempfile.TemporaryDirectory(prefix="seatrial-") as directory:
         path = Path(directory) / "spec.json"
         write_json(path, spec.model_dump(mode="json", by_alias=True))
-        flags = ["--prepare"] if prepare else []
-        done = runner([sys.executable, "-m", "seatrial.job.inspect", str(path), *flags], timeout_s=_TIMEOUT_S)
+        done = runner(
+            [sys.executable, "-m", f"seatrial.job.{module}", str(path), *arguments], timeout_s=_TIMEOUT_S
+        )
     for line in reversed(done.stdout.splitlines()):
         try:
             answer = json.loads(line)

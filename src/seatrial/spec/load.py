@@ -225,7 +225,7 @@ def _nearest(kind: type[BaseModel], place: list[str], valid: list[str]) -> str |
     if close:
         return ".".join([*place[:-1], close[0]])
     # The right name in the wrong section: `epochs` at the top level.
-    for section in ("data", "train", "resources", "gates.compare"):
+    for section in ("data", "train", "resources", "gates.compare", "adapter", "model_options"):
         names = _valid_keys(kind, section.split("."))
         close = difflib.get_close_matches(place[-1], names, n=1, cutoff=0.75)
         if close:

@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Task = Literal["text-classification", "causal-lm"]
 
 
+DEFAULT_BATCH_SIZE = 16
+"""Samples a rank in one forward pass, unless told otherwise; with ``auto`` it fixes the global batch."""
+
+
 class _Section(BaseModel):
     # Strict: "16" is not a number and 1 is not true. YAML 1.2 already gives each value its type.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
@@ -50,10 +54,12 @@ class TrainSpec(_Section):
     """Stop after so many optimizer steps, whatever epochs says."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     """Highest learning rate, reached after the warmup."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Samples a rank in one forward pass."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = DEFAULT_BATCH_SIZE
+    """Samples a rank in one forward pass; auto is the largest that fits, with the same global batch."""
     grad_accumulation: Annotated[int, Field(ge=1)] = 1
     """Forward passes per optimizer step."""
+    global_batch: Annotated[int, Field(ge=1)] | None = None
+    """Samples of one optimizer step on all ranks together; decides grad_accumulation [default: batch_size (16 where it is auto) × grad_accumulation × ranks]."""
     group_by_length: bool = True
     """Let samples of about one length share a step, within a shuffled window: next to nothing is computed on padding."""
     batch_tokens: Annotated[int, Field(ge=2)] | None = None
@@ -74,6 +80,12 @@ class TrainSpec(_Section):
     """Arithmetic of the forward pass; weights stay fp32."""
     tf32: bool = False
     """Let fp32 matrix products use TF32 where the GPU has it."""
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    """How ranks share the model: ddp holds it whole on each, fsdp a part of it on each, hsdp a part on each of a node; auto is ddp where it fits, else fsdp."""
+    cpu_offload: bool = False
+    """With fsdp or hsdp on GPUs: keep weights and optimizer state in the machine's memory."""
+    activation_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third more work."""
     checkpoint_every: Annotated[int, Field(ge=1)] | None = 500
     """Steps between checkpoints; null for none but the last model."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] | None = None
@@ -105,6 +117,60 @@ class TrainSpec(_Section):
     compare_ranks_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between comparisons of the weights of all ranks; null for each checkpoint. Always at the end."""
 
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> TrainSpec:
+        if self.global_batch is not None and self.grad_accumulation != 1:
+            raise ValueError("global_batch decides grad_accumulation: give one of them")
+        if self.precision == "fp16" and self.parallel in ("fsdp", "hsdp"):
+            raise ValueError(f"precision fp16 and parallel {self.parallel} don't go together: use bf16")
+        if self.cpu_offload and self.parallel not in ("fsdp", "hsdp"):
+            raise ValueError("cpu_offload needs parallel fsdp or hsdp")
+        return self
+
+    def samples_per_step(self, world_size: int) -> int:
+        """The global batch on so many ranks."""
+        micro = DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
+        return self.global_batch or micro * self.grad_accumulation * world_size
+
+
+class AdapterSpec(_Section):
+    """Train a small addition to a model that stays as it is (PEFT)."""
+
+    kind: Literal["lora", "dora", "qlora"] = "lora"
+    """lora; dora learns the size of each weight column as well; qlora holds the model in 4 bits (a GPU, bitsandbytes)."""
+    r: Annotated[int, Field(ge=1)] = 8
+    """Rank of the update of each weight matrix."""
+    alpha: Annotated[float, Field(gt=0)] = 16
+    """The update is scaled by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout in front of the update."""
+    targets: tuple[str, ...] | Literal["auto"] = "auto"
+    """Names, or last parts of names, of the linear layers that get one; auto is all of them but the head's."""
+    merge: bool = False
+    """Save the trained model whole, with the update added in, instead of the adapter alone."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets_from_list(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _four_bits_stay_apart(self) -> AdapterSpec:
+        if self.kind == "qlora" and self.merge:
+            raise ValueError(
+                "adapter.merge: an update can't be added to weights of 4 bits without loss; leave it out"
+            )
+        return self
+
+
+class ModelOptions(_Section):
+    """What may be done to the model on loading."""
+
+    allow_pickle: bool = False
+    """Read pickled weights (*.bin) where there are no safetensors; only tensors are unpickled, and the run's copy is safetensors."""
+    new_head: bool = False
+    """Replace a classification head that was made for another number of classes by a new one."""
+
 
 class ResourcesSpec(_Section):
     """What to run on."""
@@ -119,6 +185,8 @@ class ResourcesSpec(_Section):
     """Ranks on each machine; auto is one a GPU, or one on a machine without GPUs."""
     launcher: Literal["warm", "torchrun"] = "warm"
     """What starts the ranks: forks of one process a node that has imported everything once, or torchrun."""
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of one rank's device, for estimates [default: what the device, or the machine's share, has]."""
 
 
 class CompareGate(_Section):
@@ -160,6 +228,9 @@ class RunSpec(_Section):
     """Hub id or local directory of a Transformers model."""
     data: DataSpec
     train: TrainSpec = TrainSpec()
+    adapter: AdapterSpec | None = None
+    """Train an adapter instead of the model."""
+    model_options: ModelOptions = ModelOptions()
     resources: ResourcesSpec = ResourcesSpec()
     gates: GatesSpec = GatesSpec()
     tags: tuple[str, ...] = ()
@@ -172,6 +243,12 @@ class RunSpec(_Section):
     @classmethod
     def _tags_from_list(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _adapters_are_whole(self) -> RunSpec:
+        if self.adapter is not None and self.train.parallel in ("fsdp", "hsdp"):
+            raise ValueError(f"adapter and train.parallel={self.train.parallel} don't go together: use ddp")
+        return self
 
     @model_validator(mode="after")
     def _metric_fits_task(self) -> RunSpec:
