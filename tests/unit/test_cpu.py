@@ -13,10 +13,10 @@ CODE = """
 import resource, torch
 from seatrial.job.cpu import keep_memory
 kept = {keep} and keep_memory()
-for i in range(60):
-    if i == 40:  # it takes some blocks until one fits where another was freed
+for i in range(26):
+    if i == 18:  # it takes some blocks until one fits where another was freed
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros(2**22)  # 16 MiB, as large as the gradient of an embedding
+    torch.zeros(2**24)  # 64 MiB, as large as the gradient of an embedding
 print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
