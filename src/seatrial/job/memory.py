@@ -221,7 +221,7 @@ def decide(spec: RunSpec, labels: tuple[str, ...], world: World) -> tuple[str, s
         return (
             "ddp" if asked == "auto" else asked
         ), f"weights and optimizer need at most {_gib(states)} of {_gib(memory_bytes)} a rank"
-    length, _ = model.check_model(spec.model, spec.data.max_length, spec.model_options)["max_length"]
+    length = model.check_model(spec.model, spec.data.max_length, spec.model_options)[0]["max_length"]
     subject = subject_of(spec, labels, length, world.world_size, device)
     mine = (
         ("ddp", "fsdp")
