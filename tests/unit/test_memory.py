@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from seatrial.errors import SpecError
 from seatrial.job import memory
-from seatrial.job.activations import Subject
+from seatrial.job.activations import Activations, Subject
 from seatrial.job.memory import GIB, Need
 from seatrial.job.model import loss_and_hits, meta_model
 from seatrial.spec.run import RunSpec
@@ -107,3 +107,9 @@ def test_the_choice_is_explained_and_the_impossible_refused() -> None:
     assert refused.value.remedy == "train.parallel=fsdp\ntrain.parallel=ddp adapter.kind=lora"
     with pytest.raises(SpecError, match="does not fit"):
         memory.choose(found, GIB, "auto")
+
+
+def test_a_large_embedding_does_not_hide_the_batch() -> None:
+    """The gradient of the embedding outweighs the activations of one sample, not those of many."""
+    found = Activations.through(50, 64, 128)
+    assert [found.of(n) for n in (1, 50, 64, 256)] == [50, 50, 64, 256]

@@ -18,20 +18,30 @@ from seatrial.job import adapters, model
 from seatrial.runs.plan import Device
 from seatrial.spec.run import AdapterSpec, RunSpec
 
+_MANY = (64, 128)
+"""Samples at which what grows with them outweighs what does not, such as the gradient of a large embedding."""
+
 
 @dataclass(frozen=True, slots=True)
 class Activations:
     """Peak of what a forward and backward pass holds besides parameters and gradients, in bytes.
 
-    Linear in the samples of a pass: ``fixed + per_sample × samples``.
+    The larger of two: what is held whatever the batch, and ``fixed + per_sample × samples``.
     """
 
+    least: int
     fixed: int
     per_sample: int
 
     def of(self, samples: int) -> int:
         """Bytes for so many samples."""
-        return self.fixed + self.per_sample * samples
+        return max(self.least, self.fixed + self.per_sample * samples)
+
+    @classmethod
+    def through(cls, one: int, some: int, more: int) -> Activations:
+        """From the peaks with 1 sample, and with each of `_MANY`."""
+        slope = (more - some) // (_MANY[1] - _MANY[0])
+        return cls(one, some - slope * _MANY[0], slope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +61,20 @@ class Subject:
 def activations(subject: Subject, adapter: AdapterSpec | None, checkpointed: bool) -> Activations:
     """Measured on tensors without data (`FakeTensorMode`): the same operators, the same lifetimes, no memory.
 
-    With one and two layers and one and two samples, and from there on in proportion: layers are alike, and so are samples.
-    A model whose layers differ in kind is measured whole. Attention is that of the CPU where there is no GPU to ask.
+    With one and two layers, and from there on in proportion: layers are alike, and so are samples. A model whose layers
+    differ in kind is measured whole. Attention is that of the CPU where there is no GPU to ask.
     """
     kinds = set(getattr(subject.meta.config, "layer_types", None) or ())
     layers = subject.meta.config.num_hidden_layers
-    if len(kinds) > 1 or layers < 2:
-        one, two = (peak_bytes(subject, adapter, checkpointed, None, samples) for samples in (1, 2))
-        return Activations(max(0, 2 * one - two), two - one)
-    measured = {
-        (n, samples): peak_bytes(subject, adapter, checkpointed, n, samples)
-        for n in (1, 2)
-        for samples in (1, 2)
-    }
-    at = [measured[1, s] + (layers - 1) * (measured[2, s] - measured[1, s]) for s in (1, 2)]
-    return Activations(max(0, 2 * at[0] - at[1]), at[1] - at[0])
+
+    def peak(samples: int) -> int:
+        if len(kinds) > 1 or layers < 2:
+            return peak_bytes(subject, adapter, checkpointed, None, samples)
+        one, two = (peak_bytes(subject, adapter, checkpointed, n, samples) for n in (1, 2))
+        total: int = one + (layers - 1) * (two - one)
+        return total
+
+    return Activations.through(peak(1), *(peak(samples) for samples in _MANY))
 
 
 def peak_bytes(
