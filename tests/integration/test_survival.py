@@ -62,7 +62,9 @@ class TestKillAndResume:
         event = next(
             e for e in read_json_lines(resumed.run.attempt(1).rank_events(0)) if e["event"] == "training"
         )
-        assert event["from_step"] == (step - 1) // 10 * 10
+        newest = (step - 1) // 10 * 10
+        # A checkpoint that was still being written when the rank was killed does not count.
+        assert event["from_step"] in {newest, max(0, newest - 10)}
 
     def test_a_damaged_checkpoint_is_passed_over(
         self, seatrial: Seatrial, undisturbed: tuple[list[str], str]
