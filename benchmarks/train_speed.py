@@ -167,6 +167,7 @@ def seatrial(directory: Path, variant: str, steps: int, seed: int) -> dict[str, 
     from seatrial.job import data, model
     from seatrial.job import train as training
     from seatrial.job.build import build
+    from seatrial.job.guard import Guard
     from seatrial.job.reporter import Reporter
     from seatrial.job.world import World, process_group
     from seatrial.runs.metrics import read_metrics
@@ -192,11 +193,13 @@ def seatrial(directory: Path, variant: str, steps: int, seed: int) -> dict[str, 
     root.mkdir()
     marks = []
     with process_group(world):
-        job = build(spec, world, Reporter(RunPaths(root), 0, 0))
+        reporter = Reporter(RunPaths(root), 0, 0)
+        job = build(spec, world, reporter, Guard.open(spec.train, world, reporter))
         for step in range(steps):
             training.train_step(job, step)
             job.state.step = step + 1
             if job.state.step % spec.train.log_every == 0:
+                job.guard.healthy(job.window, job.state.scaler, whole=True)
                 training.log_step(job)
             marks.append(clocks())
         dist.barrier()
