@@ -129,7 +129,12 @@ def test_swapping_the_files_swaps_better_and_worse(cells: tuple[int, int, int, i
         ]
         there = compare_files(*files, resamples=100)
         back = compare_files(*reversed(files), resamples=100)
-    assert back["verdict"]["verdict"] == MIRROR[there["verdict"]["verdict"]]
+    verdicts = there["verdict"]["verdict"], back["verdict"]["verdict"]
+    if 0.001 < there["verdict"]["p_value"] < 0.05:
+        # Here the interval decides, and the draws of cells differ with their order: one side may stay undecided.
+        assert "no evidence" in verdicts or verdicts[1] == MIRROR[verdicts[0]]
+    else:
+        assert verdicts[1] == MIRROR[verdicts[0]]
     for name, metric in there["metrics"].items():
         assert back["metrics"][name]["difference"] == pytest.approx(-metric["difference"], abs=1e-12)
         assert metric["interval"][0] <= metric["difference"] <= metric["interval"][1]
