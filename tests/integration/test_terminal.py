@@ -39,13 +39,16 @@ def run_on_terminal(seatrial: Seatrial, width: int, *words: str, **env: str) -> 
 @pytest.mark.parametrize(("width", "env"), [(80, {}), (40, {"NO_COLOR": "1"})])
 def test_the_bar(seatrial: Seatrial, recipe: Callable[..., str], width: int, env: dict[str, str]) -> None:
     code, out = run_on_terminal(
-        seatrial, width, "train", recipe(epochs=8, log_every=1), "--train-only", **env
-    )
+        seatrial, width, "train", recipe(epochs=1, log_every=1), "--train-only", **env,
+        SEATRIAL_FAULT="slow_disk:step=10,seconds=2",
+    )  # fmt: skip
     assert code == 0, out
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out)
-    bars = [line for line in re.split(r"[\r\n]+", plain) if "━" in line]
+    lines = re.split(r"[\r\n]+", plain)
+    assert any(line.startswith("note: at step 20 the checkpoint before was still being") for line in lines)
+    bars = [line for line in lines if "━" in line]
     assert any("loss" in line for line in bars)
     assert max(map(len, bars)) <= width
-    assert any("/272" in line for line in bars) == (width == 80)
+    assert any("/34" in line for line in bars) == (width == 80)
     if env:
         assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", out), "no colour was asked for"

@@ -53,6 +53,14 @@ def test_a_rank_ended_by_torchrun_is_not_the_cause(attempt: AttemptPaths) -> Non
     )
 
 
+def test_a_rank_that_somebody_else_ended_is_the_cause(attempt: AttemptPaths) -> None:
+    """A TERM from outside, to one rank; the warm process records no end that it brought about itself."""
+    told(attempt, 0, 49.9, secondary=True)
+    row = {"rank": 1, "pid": 1, "exitcode": 143, "time": 50.0, "asked": False}
+    write_json(attempt.launcher_failures(0), {"schema": 1, "failures": [row]})
+    assert first_failure(attempt, "train", 1, attempt.logs / "warm.log")["rank"] == 1
+
+
 def test_what_a_rank_says_itself_beats_its_exit_code(attempt: AttemptPaths) -> None:
     told(attempt, 1, 40.0, code=1)
     told(attempt, 0, 41.0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,15 @@ _LINE_EVERY_S = 10.0
 """Plain lines are for logs: one a phase, and one every so often."""
 
 
+@dataclass(frozen=True)
+class _Display:
+    """Where progress goes."""
+
+    show: Callable[[Progress], None]
+    say: Callable[[str], None]
+    """Prints a line, above the bar where there is one: whoever writes to the terminal beside it breaks it."""
+
+
 def follow(submitted: Submitted, *, show_ranks: bool = False) -> None:
     """Shows an attempt until it ends. Ctrl-C asks it to save and stop; a second one kills it.
 
@@ -34,12 +44,12 @@ def follow(submitted: Submitted, *, show_ranks: bool = False) -> None:
     """
     follower = Follower(submitted.plan)
     interrupts = 0
-    with _display(show_ranks) as show:
+    with _display(show_ranks) as display:
         while True:
             try:
                 if _has_ended(submitted):
                     break
-                _show(show, follower, show_ranks)
+                _show(display, follower, show_ranks)
                 time.sleep(_POLL_S)
             except KeyboardInterrupt:
                 interrupts += 1
@@ -50,8 +60,8 @@ def follow(submitted: Submitted, *, show_ranks: bool = False) -> None:
                         evidence="Ctrl-C twice; its last checkpoint is kept",
                         remedy=f"seatrial runs resume {submitted.plan.run_id}",
                     ) from None
-                click.echo("\nstopping: saving a checkpoint first (Ctrl-C again kills at once)", err=True)
-        _show(show, follower, show_ranks)
+                display.say("\nstopping: saving a checkpoint first (Ctrl-C again kills at once)")
+        _show(display, follower, show_ranks)
 
 
 def _has_ended(submitted: Submitted) -> bool:
@@ -59,28 +69,32 @@ def _has_ended(submitted: Submitted) -> bool:
     return attempt.exit.exists() or submitted.backend.state(submitted.handle).state is RunState.LOST
 
 
-def _show(show: Any, follower: Follower, show_ranks: bool) -> None:
+def _show(display: _Display, follower: Follower, show_ranks: bool) -> None:
     progress = follower.poll()
     for note in progress.notes:
-        click.echo(f"note: {note}", err=True)
+        display.say(f"note: {note}")
     progress.notes.clear()
     if show_ranks:
         several = len(follower.rank_logs) > 1
         for rank, tail in follower.rank_logs.items():
             for line in tail.lines():
-                click.echo(f"[rank {rank}] {line}" if several else line, err=True)
-    show(progress)
+                display.say(f"[rank {rank}] {line}" if several else line)
+    display.show(progress)
 
 
 @contextmanager
-def _display(quiet: bool) -> Iterator[Any]:
+def _display(quiet: bool) -> Iterator[_Display]:
     if quiet:
-        yield lambda progress: None
+        yield _Display(lambda progress: None, _say)
     elif sys.stderr.isatty():
-        with _bar() as show:
-            yield show
+        with _bar() as display:
+            yield display
     else:
-        yield _Lines()
+        yield _Display(_Lines(), _say)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 class _Lines:
@@ -95,14 +109,14 @@ class _Lines:
         now = time.monotonic()
         if progress.phase != self._phase:
             self._phase, self._last = progress.phase, now
-            click.echo(progress.phase, err=True)
+            _say(progress.phase)
         elif progress.step != self._step and now - self._last >= _LINE_EVERY_S:
             self._last, self._step = now, progress.step
-            click.echo(f"  step {progress.step}/{progress.num_steps}  {_numbers(progress)}", err=True)
+            _say(f"  step {progress.step}/{progress.num_steps}  {_numbers(progress)}")
 
 
 @contextmanager
-def _bar() -> Iterator[Any]:
+def _bar() -> Iterator[_Display]:
     from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -135,7 +149,10 @@ def _bar() -> Iterator[Any]:
                 count = f"{progress.step}/{progress.num_steps}"
                 bar.update(task, completed=progress.step, numbers=_numbers(progress), count=count)
 
-        yield show
+        def say(text: str) -> None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        yield _Display(show, say)
 
 
 def _numbers(progress: Progress) -> str:

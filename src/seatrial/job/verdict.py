@@ -14,7 +14,7 @@ from seatrial.runs.paths import AttemptPaths
 from seatrial.runs.plan import Stage
 
 _LAST_LINES = 20
-_ENDED_BY_OTHERS = {75, -signal.SIGTERM, 128 + signal.SIGTERM}
+_ENDED_BY_TERM = {-signal.SIGTERM, 128 + signal.SIGTERM}
 
 
 def first_failure(attempt: AttemptPaths, stage: str, returncode: int, log: Path) -> dict[str, Any]:
@@ -138,9 +138,17 @@ def _seen_by_launcher(attempt: AttemptPaths) -> list[dict[str, Any]]:
                     "remedy": "out of memory? dmesg | tail" if code == -signal.SIGKILL else "",
                     "rank": rank,
                     "time": failure["time"],
-                    # What the rank itself wrote says more than its exit code, and the death of one rank makes
-                    # the launcher end the others.
-                    "secondary": attempt.rank_failure(rank).exists() or code in _ENDED_BY_OTHERS,
+                    # What the rank itself wrote says more than its exit code.
+                    "secondary": attempt.rank_failure(rank).exists() or _ended_by_others(failure),
                 }
             )
     return rows
+
+
+def _ended_by_others(failure: dict[str, Any]) -> bool:
+    """Whether this end followed from another: the death of one rank makes the launcher end the others.
+
+    The warm process records no end that it brought about itself, unless it was asked to; torchrun doesn't tell.
+    """
+    code = failure["exitcode"]
+    return code == ExitCode.PREEMPTED or (code in _ENDED_BY_TERM and failure.get("asked", True))

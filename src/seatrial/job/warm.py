@@ -78,7 +78,7 @@ class Gang:
             del self.ranks[pid]
             code = os.waitstatus_to_exitcode(status)
             if code != 0 and (self.kill_at is None or self.asked):
-                row = {"rank": rank, "pid": pid, "exitcode": code, "time": time.time()}
+                row = {"rank": rank, "pid": pid, "exitcode": code, "time": time.time(), "asked": self.asked}
                 self.failures.append(row)
         if self.ranks and self.failures and self.kill_at is None:
             # Ranks that stopped together are still saving, each at its own pace.
