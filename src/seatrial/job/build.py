@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from seatrial.errors import SpecError
-from seatrial.job import adapters, batch_size, inputs, memory, model, packing, sharded
+from seatrial.job import adapters, batch_size, inputs, memory, model, packing, sharded, vocabulary
 from seatrial.job.batches import BatchPlan
 from seatrial.job.checkpoint import Checkpoint, TrainState, first_global_batch
 from seatrial.job.faults import Faults
@@ -67,6 +67,8 @@ def build(
     resolved = batch_size.resolved(spec, loaded, train_tokens, world)
     assert resolved.batch_size != "auto"
     reporter.batch = (resolved.batch_size, resolved.grad_accumulation)
+    if loaded.facts["parallel"]["strategy"] == "ddp" and spec.adapter is None and spec.train.trim_vocabulary:
+        loaded.facts["embedding_rows"] = vocabulary.trim(loaded.model, train_tokens, loaded.pad_id)
     report_data(reporter, samples, loaded)
     net = parallelize(loaded.model, world)
     kept_batch = found.global_batch if found is not None else first_global_batch(reporter)

@@ -24,7 +24,11 @@ def parallelize(net: torch.nn.Module, world: World) -> torch.nn.Module:
     if world.world_size == 1:
         return net
     device_ids = [world.local_rank] if world.device.type == "cuda" else None
-    return DistributedDataParallel(net, device_ids=device_ids, gradient_as_bucket_view=True)
+    # Only running statistics differ between ranks; what else is in buffers (positions, masks) no step changes.
+    statistics = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in net.modules())
+    return DistributedDataParallel(
+        net, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=statistics
+    )
 
 
 @contextlib.contextmanager

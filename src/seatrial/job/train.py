@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from seatrial.job import adapters, checkpoint, data, model
+from seatrial.job import adapters, checkpoint, data, model, vocabulary
 from seatrial.job.batches import collate
 from seatrial.job.build import Job, build
 from seatrial.job.fingerprint import fingerprint
@@ -235,6 +235,7 @@ def evaluate(job: Job) -> None:
 def finish(job: Job, first_loss: float | None, last_loss: float | None) -> None:
     """Saves the trained model and proves that it was trained."""
     job.reporter.event("saving")
+    vocabulary.untrim(job.loaded.model)
     weights = same_on_all_ranks(job.loaded.model, job.world, job.reporter)
     job.guard.conclude()
     job.loaded.model.eval()

@@ -86,6 +86,8 @@ class TrainSpec(_Section):
     """With fsdp or hsdp on GPUs: keep weights and optimizer state in the machine's memory."""
     activation_checkpointing: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third more work."""
+    trim_vocabulary: bool = True
+    """Train only those rows of the token embedding that the training samples have, to the same result: the others only decay."""
     checkpoint_every: Annotated[int, Field(ge=1)] | None = 500
     """Steps between checkpoints; null for none but the last model."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] | None = None
