@@ -9,7 +9,17 @@ import torch
 import torch.distributed as dist
 
 from seatrial.errors import SpecError
-from seatrial.job import adapters, batch_size, inputs, memory, model, packing, sharded, vocabulary
+from seatrial.job import (
+    adapters,
+    batch_size,
+    first_token,
+    inputs,
+    memory,
+    model,
+    packing,
+    sharded,
+    vocabulary,
+)
 from seatrial.job.batches import BatchPlan
 from seatrial.job.checkpoint import Checkpoint, TrainState, first_global_batch
 from seatrial.job.faults import Faults
@@ -139,6 +149,8 @@ def load_original(
         loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if spec.train.packing:
         packing.enable(loaded.model, spec.task)
+    elif spec.task == "text-classification":
+        loaded.facts["first_token_only"] = first_token.enable(loaded.model)
     loaded.facts["parallel"] = {"strategy": strategy, "reason": reason}
     return adapters.add(loaded, spec)
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from seatrial.errors import SeatrialError
-from seatrial.job import data, generate, inputs, model
+from seatrial.job import data, first_token, generate, inputs, model
 from seatrial.job.batches import token_budget
 from seatrial.job.faults import Faults
 from seatrial.job.generate import GoOn
@@ -208,6 +208,8 @@ def forward(
 ) -> None:
     """This rank's batches, longest first; nothing is read back from the device before it is written down."""
     net = loaded.model.to(world.device).eval()
+    if spec.task == "text-classification":
+        first_token.enable(net)
     results = probabilities if spec.task == "text-classification" else nats
     vocabulary = 1 if spec.task == "text-classification" else int(net.config.vocab_size)
     batches = batches_of(tokens.lengths, TOKENS_PER_BATCH[world.device.type], vocabulary)
