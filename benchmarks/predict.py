@@ -80,7 +80,7 @@ def ours(model: Any, tokens: Tokens, budget: int | None = None) -> np.ndarray:
     rows = batches_of(tokens.lengths, TOKENS_PER_BATCH["cpu"])
     if budget is not None:
         rows = list(token_budget(tokens.lengths, np.argsort(-tokens.lengths, kind="stable"), budget))
-    found = torch.cat([probabilities(model, *padded(tokens, some, 1)) for some in rows]).numpy()
+    found = torch.cat([probabilities(model, **padded(tokens, some, 1)) for some in rows]).numpy()
     return found[np.argsort(np.concatenate(rows))]
 
 

@@ -51,10 +51,10 @@ def test_batches_hold_each_sample_once_and_little_padding(
 
 def test_padding_is_masked_and_no_padding_needs_no_mask() -> None:
     tokens = split_of([3, 1, 3]).tokens
-    ids, mask = padded(tokens, np.asarray([0, 1]), pad_id=9)
-    assert ids.tolist() == [[4, 5, 6], [7, 9, 9]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    ids, mask = padded(tokens, np.asarray([0, 2]), pad_id=9)
-    assert ids.tolist() == [[4, 5, 6], [8, 9, 10]] and mask is None
+    batch = {name: tensor.tolist() for name, tensor in padded(tokens, np.asarray([0, 1]), pad_id=9).items()}
+    assert batch == {"input_ids": [[4, 5, 6], [7, 9, 9]], "attention_mask": [[1, 1, 1], [1, 0, 0]]}
+    batch = {name: tensor.tolist() for name, tensor in padded(tokens, np.asarray([0, 2]), pad_id=9).items()}
+    assert batch == {"input_ids": [[4, 5, 6], [8, 9, 10]]}
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def decoder() -> Any:
 def test_nats_do_not_depend_on_the_batch(decoder: Any) -> None:
     tokens = split_of([9, 4, 1]).tokens
     with torch.inference_mode():
-        together = nats(decoder, *padded(tokens, np.arange(3), pad_id=0))
-        alone = torch.cat([nats(decoder, *padded(tokens, np.asarray([i]), pad_id=0)) for i in range(3)])
+        together = nats(decoder, **padded(tokens, np.arange(3), pad_id=0))
+        alone = torch.cat([nats(decoder, **padded(tokens, np.asarray([i]), pad_id=0)) for i in range(3)])
         row = torch.from_numpy(tokens.row(1).astype(np.int64))[None]
         expected = decoder(input_ids=row, labels=row).loss * 3
     assert torch.allclose(together, alone, atol=1e-5)

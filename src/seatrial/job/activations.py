@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seatrial.job import adapters, model
+from seatrial.job.device import autocast
 from seatrial.runs.plan import Device
 from seatrial.spec.run import AdapterSpec, RunSpec
 
@@ -82,7 +83,6 @@ def peak_bytes(
 ) -> int:
     """Most bytes alive during one forward and backward pass, without parameters and their gradients."""
     precision = subject.spec.train.precision
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     device = subject.device if torch.cuda.is_available() else "cpu"
     net = build_meta(subject, adapter, num_layers).train()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
@@ -97,7 +97,7 @@ def peak_bytes(
             "labels": labels,
         }
         with live_bytes(net) as live:
-            with torch.autocast(device, dtype=dtype, enabled=precision != "fp32"):
+            with autocast(precision, torch.device(device)):
                 loss, _, _ = model.loss_and_hits(net, batch, subject.spec.task)
             loss.backward()
     return live.peak

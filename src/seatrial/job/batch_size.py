@@ -13,6 +13,7 @@ from seatrial.errors import SpecError
 from seatrial.job import memory, model
 from seatrial.job.activations import activations
 from seatrial.job.batches import collate
+from seatrial.job.device import autocast, to_device
 from seatrial.job.reporter import is_out_of_memory
 from seatrial.job.sharded import is_sharded
 from seatrial.job.tokens import Tokens
@@ -97,15 +98,12 @@ def _tried(spec: RunSpec, loaded: model.LoadedModel, train: Tokens, world: World
         if p.requires_grad
     )
     longest = np.argsort(-train.lengths, kind="stable")
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[spec.train.precision]
 
     def fits(samples: int) -> bool:
         try:
             moments = torch.empty(8 * held, dtype=torch.uint8, device=world.device)
-            batch = {
-                k: t.to(world.device) for k, t in collate(train, longest[:samples], loaded.pad_id).items()
-            }
-            with torch.autocast("cuda", dtype=dtype, enabled=spec.train.precision != "fp32"):
+            batch = to_device(collate(train, longest[:samples], loaded.pad_id), world.device)
+            with autocast(spec.train.precision, world.device):
                 loss, _, _ = model.loss_and_hits(net, batch, spec.task)
             loss.backward()
             del moments

@@ -12,6 +12,7 @@ from seatrial.errors import SpecError
 from seatrial.job import (
     adapters,
     batch_size,
+    compiling,
     first_token,
     inputs,
     memory,
@@ -29,6 +30,7 @@ from seatrial.job.parallel import parallelize
 from seatrial.job.reporter import Reporter
 from seatrial.job.retention import Retention
 from seatrial.job.saver import Saver
+from seatrial.job.sharded import is_sharded
 from seatrial.job.tokens import Tokens
 from seatrial.job.world import World
 from seatrial.runs.commit import is_committed
@@ -80,11 +82,17 @@ def build(
     if loaded.facts["parallel"]["strategy"] == "ddp" and spec.adapter is None and spec.train.trim_vocabulary:
         loaded.facts["embedding_rows"] = vocabulary.trim(loaded.model, train_tokens, loaded.pad_id)
     report_data(reporter, samples, loaded)
-    net = parallelize(loaded.model, world)
     kept_batch = found.global_batch if found is not None else first_global_batch(reporter)
     batches = BatchPlan.of(resolved, train_tokens.lengths, world.world_size, kept_batch)
     reporter.facts(global_batch=batches.global_batch)
     num_steps = batches.num_steps(spec.train.epochs, spec.train.max_steps)
+    if spec.train.compile != "off" and not is_sharded(loaded.model):
+        parts = compiling.first_batches(batches, num_steps, world.rank)
+        one_pass = compiling.pass_over(parts, spec, loaded, train_tokens, world)
+        num_passes = num_steps * len(batches.micro_batches(batches.indices(0), world.rank))
+        found_best = compiling.decide(loaded.model, one_pass, num_passes, spec.train.compile, world, reporter)
+        reporter.facts(compile=found_best)
+    net = parallelize(loaded.model, world)
     optimizer = make_optimizer(loaded.model, spec.train)
     state = TrainState(
         model=loaded.model,

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from seatrial.errors import SeatrialError
 from seatrial.job import data, first_token, generate, inputs, model
 from seatrial.job.batches import token_budget
+from seatrial.job.device import autocast, to_device
 from seatrial.job.faults import Faults
 from seatrial.job.generate import GoOn
 from seatrial.job.inputs import Inputs, Tokenizing, Wanted
@@ -218,8 +219,8 @@ def forward(
         if len(rows) == 0:
             continue
         faults.before_step(number, net)
-        with autocast(precision(spec, world), world):
-            values = results(net, *to_device(*padded(tokens, rows, loaded.pad_id), world.device))
+        with autocast(precision(spec, world), world.device):
+            values = results(net, **to_device(padded(tokens, rows, loaded.pad_id), world.device))
             parts.add(rows, values, go_on(rows))
         reporter.heart.beat(phase="predicting")
     parts.flush()
@@ -232,55 +233,39 @@ def batches_of(lengths: np.ndarray, num_tokens: int, vocabulary: int = 1) -> lis
     return list(token_budget(lengths, np.argsort(-lengths, kind="stable"), budget))
 
 
-def padded(tokens: Tokens, rows: np.ndarray, pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def padded(tokens: Tokens, rows: np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:
     """Samples as a matrix.
 
     Returns:
-        ``input_ids`` int64 [batch, length], padded on the right, and ``attention_mask`` int64 of that shape, or None
+        ``input_ids`` int64 [batch, length], padded on the right, and ``attention_mask`` int64 of that shape, left out
         where no row is padded: without a mask, attention is cheaper and says the same.
     """
     starts, lengths = tokens.offsets[rows], tokens.lengths[rows]
     columns = np.arange(int(lengths.max()))
     real = columns < lengths[:, None]
     if real.all():
-        return torch.from_numpy(tokens.ids[starts[:, None] + columns].astype(np.int64)), None
+        return {"input_ids": torch.from_numpy(tokens.ids[starts[:, None] + columns].astype(np.int64))}
     where = np.where(real, starts[:, None] + columns, 0)
     ids = np.where(real, tokens.ids[where], pad_id).astype(np.int64)
-    return torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64))
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(real.astype(np.int64))}
 
 
-def probabilities(net: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def probabilities(net: Any, **batch: torch.Tensor) -> torch.Tensor:
     """float32 [batch, classes]."""
-    found: torch.Tensor = net(input_ids=ids, attention_mask=mask).logits.float().softmax(-1)
+    found: torch.Tensor = net(**batch).logits.float().softmax(-1)
     return found
 
 
-def nats(net: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def nats(net: Any, **batch: torch.Tensor) -> torch.Tensor:
     """float64 [batch]: the negative log-likelihood of each sample, summed over its tokens from the second on."""
-    logits = net(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    ids = batch["input_ids"]
+    logits = net(**batch).logits[:, :-1]
     losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none").view(
         len(ids), -1
     )
-    if mask is not None:
-        losses = losses * mask[:, 1:]
+    if "attention_mask" in batch:
+        losses = losses * batch["attention_mask"][:, 1:]
     return losses.double().sum(1)
-
-
-def autocast(arithmetic: str, world: World) -> torch.amp.autocast:
-    """Lower precision for the forward pass, when asked for."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[arithmetic]
-    return torch.amp.autocast(world.device.type, dtype=dtype, enabled=arithmetic != "fp32")
-
-
-def to_device(
-    ids: torch.Tensor, mask: torch.Tensor | None, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Moves a batch; from pinned memory, so that the copy does not wait for the device."""
-    if device.type == "cpu":
-        return ids, mask
-    moved = [t if t is None else t.pin_memory().to(device, non_blocking=True) for t in (ids, mask)]
-    assert moved[0] is not None
-    return moved[0], moved[1]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from seatrial.job import adapters, checkpoint, data, model, vocabulary
 from seatrial.job.batches import collate
 from seatrial.job.build import Job, build
+from seatrial.job.compiling import eagerly
+from seatrial.job.device import autocast, to_device
 from seatrial.job.fingerprint import fingerprint
 from seatrial.job.guard import Guard, Window
 from seatrial.job.optimizer import update
@@ -31,7 +33,7 @@ from seatrial.runs.evidence import Verdict
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan, read_plan
 from seatrial.spec.load import read_spec
-from seatrial.spec.run import RunSpec, TrainSpec
+from seatrial.spec.run import RunSpec
 
 STOPPED = 75
 """Exit code of a rank that was asked to stop, and saved."""
@@ -146,9 +148,9 @@ def train_step(job: Job, step: int) -> None:
     parts = passes(job.batches, indices, world, job.net)
     loss = torch.zeros((), device=world.device)
     for i, (part, counts) in enumerate(parts):
-        batch = to_device(collate(job.train, part, job.loaded.pad_id), world)
+        batch = to_device(collate(job.train, part, job.loaded.pad_id), world.device)
         with unsynced(job.net, wanted=i < len(parts) - 1):
-            with autocast(train, world):
+            with autocast(train.precision, world.device):
                 lengths = torch.from_numpy(job.train.lengths[part]) if train.packing else None
                 part_loss, _, _ = model.loss_and_hits(job.net, batch, job.spec.task, lengths)
             part_loss = job.faults.on_loss(part_loss, step + 1)
@@ -166,19 +168,6 @@ def train_step(job: Job, step: int) -> None:
     window.add(step + 1, weight, loss, norm)
     window.samples += len(indices)
     window.tokens += int(job.train.lengths[indices].sum())
-
-
-def autocast(train: TrainSpec, world: World) -> torch.amp.autocast:
-    """Lower precision for the forward pass, when asked for."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[train.precision]
-    return torch.amp.autocast(world.device.type, dtype=dtype, enabled=train.precision != "fp32")
-
-
-def to_device(batch: dict[str, torch.Tensor], world: World) -> dict[str, torch.Tensor]:
-    """Moves a batch; from pinned memory, so that the copy does not wait for the device."""
-    if world.device.type == "cpu":
-        return batch
-    return {name: tensor.pin_memory().to(world.device, non_blocking=True) for name, tensor in batch.items()}
 
 
 # --- once in a while -------------------------------------------------------------------------------------------
@@ -215,9 +204,11 @@ def evaluate(job: Job) -> None:
     totals = torch.zeros(2, dtype=torch.float64, device=world.device)
     order = np.argsort(tokens.lengths, kind="stable")
     for part, counts in shares(order, 2 * job.batches.micro_batch, world, job.net):
-        with autocast(job.spec.train, world):
+        with autocast(job.spec.train.precision, world.device), eagerly(job.loaded.model):
             loss, hits, _ = model.loss_and_hits(
-                job.loaded.model, to_device(collate(tokens, part, job.loaded.pad_id), world), job.spec.task
+                job.loaded.model,
+                to_device(collate(tokens, part, job.loaded.pad_id), world.device),
+                job.spec.task,
             )
         totals += torch.stack([loss.double(), hits.double()]) * counts
         job.reporter.heart.enter("evaluating")

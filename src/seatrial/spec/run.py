@@ -86,6 +86,8 @@ class TrainSpec(_Section):
     """With fsdp or hsdp on GPUs: keep weights and optimizer state in the machine's memory."""
     activation_checkpointing: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third more work."""
+    compile: Literal["off", "auto", "on"] = "off"
+    """torch.compile: never; where a timed trial before the first step says that it pays, in runs of ten minutes and more; or always."""
     trim_vocabulary: bool = True
     """Train only those rows of the token embedding that the training samples have, to the same result: the others only decay."""
     checkpoint_every: Annotated[int, Field(ge=1)] | None = 500
@@ -127,6 +129,8 @@ class TrainSpec(_Section):
             raise ValueError(f"precision fp16 and parallel {self.parallel} don't go together: use bf16")
         if self.cpu_offload and self.parallel not in ("fsdp", "hsdp"):
             raise ValueError("cpu_offload needs parallel fsdp or hsdp")
+        if self.compile != "off" and (self.packing or self.parallel in ("fsdp", "hsdp")):
+            raise ValueError("compile goes with padded batches and parallel ddp: train.compile=off")
         return self
 
     def samples_per_step(self, world_size: int) -> int:
