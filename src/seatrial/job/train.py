@@ -21,7 +21,7 @@ from seatrial.job.build import Job, build
 from seatrial.job.fingerprint import fingerprint
 from seatrial.job.guard import Guard, Window
 from seatrial.job.optimizer import update
-from seatrial.job.parallel import passes, shares, unsynced
+from seatrial.job.parallel import passes, share_statistics, shares, unsynced
 from seatrial.job.proof import after_training, same_on_all_ranks
 from seatrial.job.reporter import Reporter, reporting
 from seatrial.job.stop import StopAgreement
@@ -146,7 +146,7 @@ def train_step(job: Job, step: int) -> None:
     parts = passes(job.batches, indices, world, job.net)
     loss = torch.zeros((), device=world.device)
     for i, (part, counts) in enumerate(parts):
-        batch = to_device(collate(job.train, part, job.loaded.pad_id), world)
+        batch = to_device(collate(job.train, part, job.loaded.pad_id, job.batches.epoch(step)), world)
         with unsynced(job.net, wanted=i < len(parts) - 1):
             with autocast(train, world):
                 lengths = torch.from_numpy(job.train.lengths[part]) if train.packing else None
@@ -162,6 +162,7 @@ def train_step(job: Job, step: int) -> None:
     job.saver.before_update()
     norm = update(state.optimizer, state.scaler, train.clip_norm)
     state.scheduler.step()
+    share_statistics(job.net, world)
 
     window.add(step + 1, weight, loss, norm)
     window.samples += len(indices)
