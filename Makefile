@@ -36,13 +36,13 @@ $(VENV)/.train: pyproject.toml constraints.txt $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/bin/python
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,lora,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,lora,images,dev]'
 	@touch $@ $(VENV)/.train
 
 # Writes constraints.txt anew from the newest versions that install and pass the tests.
 constraints:
 	$(PYTHON) -m venv $(VENV)-new
-	$(VENV)-new/bin/pip install --quiet 'torch==2.13.0' --editable '.[train,lora,dev]'
+	$(VENV)-new/bin/pip install --quiet 'torch==2.13.0' --editable '.[train,lora,images,dev]'
 	$(VENV)-new/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 	rm -r $(VENV)-new
 

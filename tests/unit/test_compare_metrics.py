@@ -15,6 +15,7 @@ from seatrial.compare.comparison import compare_files
 from seatrial.compare.metrics import METRICS
 from seatrial.compare.power import samples_needed_for_accuracy
 from seatrial.spec.run import METRICS as SPEC_METRICS
+from seatrial.spec.run import is_classification
 
 from .prediction_samples import (
     answers,
@@ -159,4 +160,6 @@ def test_the_sample_size_is_connors_and_has_the_power_it_promises() -> None:
 
 def test_recipes_and_comparisons_know_the_same_metrics() -> None:
     for task, names in SPEC_METRICS.items():
-        assert names == tuple(metric.name for metric in METRICS.values() if metric.task == task)
+        assert names == tuple(
+            metric.name for metric in METRICS.values() if metric.classification == is_classification(task)
+        )

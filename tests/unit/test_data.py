@@ -12,7 +12,8 @@ import pytest
 datasets = pytest.importorskip("datasets", reason="the job side needs the extra 'train'")
 
 from seatrial.errors import SpecError
-from seatrial.job.data import Data, load_data, load_held_out, looks_local
+from seatrial.job.data import Data, load_data, load_held_out
+from seatrial.job.sources import looks_local
 from seatrial.spec.run import DataSpec
 
 ROWS = [(f"text number {i}", ("red", "green", "blue")[i % 3]) for i in range(60)]

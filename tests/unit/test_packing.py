@@ -23,8 +23,9 @@ from transformers import (
 
 from seatrial.errors import SpecError
 from seatrial.job import packing
-from seatrial.job.batches import Tokens, collate
+from seatrial.job.batches import collate
 from seatrial.job.model import loss_and_hits
+from seatrial.job.tokens import Tokens
 
 SMALL = {
     "vocab_size": 60,

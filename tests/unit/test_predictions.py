@@ -114,7 +114,7 @@ def test_what_is_no_prediction_file_is_refused(tmp_path: Path) -> None:
     ("change", "evidence"),
     [
         ({"schema": 2}, "schema 2"),
-        ({"task": "image-classification"}, "image-classification"),
+        ({"task": "audio-classification"}, "audio-classification"),
         ({"task": "causal-lm"}, "causal-lm"),
         ({"labels": ["negative", "negative"]}, "different names"),
         ({"labels": ["negative", "positive", "neutral"]}, "'probabilities' is"),

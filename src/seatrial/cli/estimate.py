@@ -35,7 +35,7 @@ def table(found: dict[str, Any]) -> str:
     """One line a way to train, in GiB a rank, the recipe's own first; then the choice and its reason."""
     lines = [
         f"memory of one of {found['world_size']} ranks ({found['device']}), GiB, for {found['batch_size']} samples of "
-        f"{found['length']} tokens in a pass, {found['precision']}; it has {found['memory_bytes'] / _GIB:.1f} and may plan "
+        f"{_size(found)} in a pass, {found['precision']}; it has {found['memory_bytes'] / _GIB:.1f} and may plan "
         f"with {found['usable']:.0%} of that",
         " ".join(f"{name:>11}" for name in (*_PARTS, "fits")) + "  recipe",
     ]
@@ -45,6 +45,11 @@ def table(found: dict[str, Any]) -> str:
     if found["chosen"]:
         lines.append(f"chosen: {found['chosen']}: {found['reason']}")
     return "\n".join(lines)
+
+
+def _size(found: dict[str, Any]) -> str:
+    """Of the samples that the estimate is for."""
+    return " × ".join(map(str, found["image"])) if found.get("image") else f"{found['length']} tokens"
 
 
 def _where(resources: ResourcesSpec) -> tuple[Device, int]:

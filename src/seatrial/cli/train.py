@@ -18,8 +18,10 @@ _KEYS = {
     "data": "data.path",
     "subset": "data.subset",
     "text": "data.text",
+    "image": "data.image",
     "label": "data.label",
     "max_length": "data.max_length",
+    "augment": "data.augment",
     "train_samples": "data.train_samples",
     "eval_samples": "data.test_samples",
     "epochs": "train.epochs",
@@ -75,13 +77,21 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
 )
 @click.argument("words", nargs=-1, metavar="[RECIPE.yaml] [KEY=VALUE]...")
 @click.option("--name", help="Short name; the run's id starts with it.")
-@click.option("--task", type=click.Choice(["text-classification", "causal-lm"]), help="[text-classification]")
+@click.option(
+    "--task",
+    type=click.Choice(["text-classification", "image-classification", "causal-lm"]),
+    help="[text-classification]",
+)
 @click.option("--model", help="Hub id or local directory.")
-@click.option("--data", help="Hub id, file, or directory with train.* and test.*.")
+@click.option("--data", help="Hub id, file, or directory with train.* and test.*, or of images.")
 @click.option("--subset", help="Configuration of a hub data set.")
 @click.option("--text", help="Column of the text.")
+@click.option("--image", help="Column of the image.")
 @click.option("--label", help="Column of the label.")
 @click.option("--max-length", type=int, help="Longest text in tokens [128, or the model's limit].")
+@click.option(
+    "--augment", type=click.Choice(["none", "flip", "crop"]), help="Change training images at random [none]."
+)
 @click.option("--train-samples", type=int, help="At most so many training samples.")
 @click.option("--eval-samples", type=int, help="At most so many held-out samples.")
 @click.option("--epochs", type=float, help="Passes over the data [3].")

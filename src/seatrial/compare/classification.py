@@ -51,7 +51,7 @@ class ClassifiedPairs:
 
 
 def classified(pairs: Pairs) -> ClassifiedPairs:
-    """The arrays of two text-classification files."""
+    """The arrays of two files of a classification."""
     labels = pairs.original.info.labels
     assert labels is not None, "the reader checks that a classification file has labels"
     label = label_codes(pairs.original.table.column("label"), labels)

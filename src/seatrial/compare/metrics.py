@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from seatrial.errors import SpecError
+from seatrial.spec.run import is_classification
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +15,8 @@ class Metric:
     """What a number means."""
 
     name: str
-    task: str
+    classification: bool
+    """Whether it is of the tasks whose predictions are classes, or of language models."""
     higher_is_better: bool
     unit: str
     """``fraction`` (0 to 1, shown as per cent), ``score`` (0 to 1), nats per sample or token, or nothing."""
@@ -34,31 +36,31 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric(
             name="accuracy",
-            task="text-classification",
+            classification=True,
             higher_is_better=True,
             unit="fraction",
             test="exact McNemar",
         ),
-        Metric(name="macro_f1", task="text-classification", higher_is_better=True, unit="score", test=_SWAP),
+        Metric(name="macro_f1", classification=True, higher_is_better=True, unit="score", test=_SWAP),
         Metric(
             name="log_loss",
-            task="text-classification",
+            classification=True,
             higher_is_better=False,
             unit="nats/sample",
             test=_SWAP,
         ),
         Metric(
             name="calibration_error",
-            task="text-classification",
+            classification=True,
             higher_is_better=False,
             unit="fraction",
             test=_SWAP,
         ),
-        Metric(name="nll", task="causal-lm", higher_is_better=False, unit="nats/token", test=_SWAP),
-        Metric(name="perplexity", task="causal-lm", higher_is_better=False, unit="", test=_SWAP),
+        Metric(name="nll", classification=False, higher_is_better=False, unit="nats/token", test=_SWAP),
+        Metric(name="perplexity", classification=False, higher_is_better=False, unit="", test=_SWAP),
     )
 }
-"""By name; the first of a task is its default."""
+"""By name; the first of a kind of task is its default."""
 
 
 def choose_metric(name: str | None, task: str) -> Metric:
@@ -67,7 +69,7 @@ def choose_metric(name: str | None, task: str) -> Metric:
     Raises:
         SpecError: the task has no metric of that name.
     """
-    known = [metric for metric in METRICS.values() if metric.task == task]
+    known = [metric for metric in METRICS.values() if metric.classification == is_classification(task)]
     if name is None:
         return known[0]
     names = [metric.name for metric in known]

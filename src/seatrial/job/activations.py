@@ -40,7 +40,7 @@ class Activations:
 
     @classmethod
     def through(cls, one: int, some: int, more: int) -> Activations:
-        """From the peaks with 1 sample, and with each of `_MANY`."""
+        """From the peaks with as few samples as may be, and with each of `_MANY`."""
         slope = (more - some) // (_MANY[1] - _MANY[0])
         return cls(one, some - slope * _MANY[0], slope)
 
@@ -57,6 +57,8 @@ class Subject:
     """Tokens of the longest sample."""
     world_size: int
     device: Device
+    image: tuple[int, ...] | None = None
+    """[3, height, width] of an image; None where samples are texts."""
 
 
 def activations(subject: Subject, adapter: AdapterSpec | None, checkpointed: bool) -> Activations:
@@ -66,7 +68,10 @@ def activations(subject: Subject, adapter: AdapterSpec | None, checkpointed: boo
     differ in kind is measured whole. Attention is that of the CPU where there is no GPU to ask.
     """
     kinds = set(getattr(subject.meta.config, "layer_types", None) or ())
-    layers = subject.meta.config.num_hidden_layers
+    # A model in stages of different widths has no such number, or none that can be changed alone.
+    layers = (
+        1 if "depths" in vars(subject.meta.config) else getattr(subject.meta.config, "num_hidden_layers", 1)
+    )
 
     def peak(samples: int) -> int:
         if len(kinds) > 1 or layers < 2:
@@ -75,7 +80,8 @@ def activations(subject: Subject, adapter: AdapterSpec | None, checkpointed: boo
         total: int = one + (layers - 1) * (two - one)
         return total
 
-    return Activations.through(peak(1), *(peak(samples) for samples in _MANY))
+    # Running statistics of a single value a channel are an error.
+    return Activations.through(peak(1 if subject.image is None else 2), *(peak(samples) for samples in _MANY))
 
 
 def peak_bytes(
@@ -89,18 +95,29 @@ def peak_bytes(
         _give_memory(net)
         if checkpointed:
             net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        shape = (samples, subject.length)
-        labels = torch.zeros(shape[:1] if subject.labels else shape, dtype=torch.int64)
-        batch = {
-            "input_ids": torch.zeros(shape, dtype=torch.int64),
-            "attention_mask": torch.ones(shape, dtype=torch.int64),
-            "labels": labels,
-        }
+        batch = example(subject, samples)
         with live_bytes(net) as live:
             with autocast(precision, torch.device(device)):
                 loss, _, _ = model.loss_and_hits(net, batch, subject.spec.task)
             loss.backward()
     return live.peak
+
+
+def example(subject: Subject, samples: int) -> dict[str, torch.Tensor]:
+    """A batch as `batches.collate` makes it, of the largest samples."""
+    if subject.image is not None:
+        return {
+            "pixel_values": torch.zeros((samples, *subject.image), dtype=torch.uint8),
+            "scale": torch.ones(3),
+            "shift": torch.zeros(3),
+            "labels": torch.zeros(samples, dtype=torch.int64),
+        }
+    shape = (samples, subject.length)
+    return {
+        "input_ids": torch.zeros(shape, dtype=torch.int64),
+        "attention_mask": torch.ones(shape, dtype=torch.int64),
+        "labels": torch.zeros(shape[:1] if subject.labels else shape, dtype=torch.int64),
+    }
 
 
 def build_meta(subject: Subject, adapter: AdapterSpec | None, num_layers: int | None) -> Any:

@@ -12,7 +12,7 @@ import torch
 
 from seatrial.errors import SpecError
 from seatrial.job.world import World
-from seatrial.spec.run import AdapterSpec, RunSpec, Task
+from seatrial.spec.run import AdapterSpec, RunSpec, Task, is_classification
 
 if TYPE_CHECKING:
     from seatrial.job.model import LoadedModel
@@ -50,6 +50,11 @@ def check(adapter: AdapterSpec, task: Task, meta: Any) -> None:
     targets_of(adapter, meta, heads_of(meta, task, ()))
 
 
+def possible(meta: Any, task: Task) -> bool:
+    """Whether the model has a layer that an adapter could sit on."""
+    return bool(linear_layers(meta, heads_of(meta, task, ())))
+
+
 def add(loaded: LoadedModel, spec: RunSpec) -> LoadedModel:
     """The model with a new adapter, drawn by train.seed, and everything else frozen but a classification's head.
 
@@ -77,8 +82,9 @@ def wrap(net: Any, adapter: AdapterSpec, task: Task, new_weights: tuple[str, ...
     from peft import LoraConfig, TaskType, get_peft_model
 
     heads = heads_of(net, task, new_weights)
+    kinds = {"text-classification": TaskType.SEQ_CLS, "causal-lm": TaskType.CAUSAL_LM}
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS if task == "text-classification" else TaskType.CAUSAL_LM,
+        task_type=kinds.get(task),  # none is PEFT's for images
         r=adapter.r,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
@@ -146,7 +152,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 def heads_of(net: Any, task: Task, new_weights: tuple[str, ...]) -> list[str]:
     """Modules that are trained and saved whole: a classification's head, and whatever is not pretrained."""
     heads = {name.rpartition(".")[0] for name in new_weights}
-    if task == "text-classification":
+    if is_classification(task):
         heads |= {
             name for name, module in net.named_children()
             if name != net.base_model_prefix and any(True for _ in module.parameters())
@@ -161,6 +167,12 @@ def targets_of(adapter: AdapterSpec, net: Any, heads: list[str]) -> list[str]:
         SpecError: a target of the recipe matches no linear layer.
     """
     layers = linear_layers(net, heads)
+    if not layers:
+        raise SpecError(
+            "an adapter finds nothing in this model to sit on",
+            evidence=f"{type(net).__name__} has no linear layer besides its head",
+            remedy="leave out the section adapter",
+        )
     there = sorted({name.rpartition(".")[2] for name in layers})
     if adapter.targets == "auto":
         # A name that a head uses as well can't stand for itself.
@@ -183,7 +195,8 @@ def linear_layers(net: Any, heads: list[str]) -> list[str]:
     """Full names of the linear layers outside `heads` and outside the output layer of a language model."""
     from transformers.pytorch_utils import Conv1D
 
-    output = net.get_output_embeddings()
+    # Image models have no such layer, and some of them raise.
+    output = net.get_output_embeddings() if getattr(net.config, "vocab_size", None) else None
     return [
         name for name, module in net.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not output

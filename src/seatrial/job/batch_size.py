@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +15,14 @@ from seatrial.job import memory, model
 from seatrial.job.activations import activations
 from seatrial.job.batches import collate
 from seatrial.job.device import autocast, to_device
+from seatrial.job.images import Encoded, Images
 from seatrial.job.reporter import is_out_of_memory
 from seatrial.job.sharded import is_sharded
-from seatrial.job.tokens import Tokens
 from seatrial.job.world import World
-from seatrial.spec.run import RunSpec, TrainSpec
+from seatrial.spec.run import RunSpec, TrainSpec, is_classification
 
 
-def resolved(spec: RunSpec, loaded: model.LoadedModel, train: Tokens, world: World) -> TrainSpec:
+def resolved(spec: RunSpec, loaded: model.LoadedModel, train: Encoded, world: World) -> TrainSpec:
     """The recipe's training with a number for its batch size, the same on all ranks; every rank calls this.
 
     A GPU is asked by trying, on the longest samples and with room set aside for the optimizer; the CPU's memory is
@@ -43,7 +44,7 @@ def resolved(spec: RunSpec, loaded: model.LoadedModel, train: Tokens, world: Wor
     if found == 0:
         raise SpecError(
             "not even one sample fits into memory",
-            evidence=f"the longest has {int(train.lengths.max())} tokens",
+            evidence=f"the largest has {train.largest}",
             remedy="seatrial train … --estimate shows what would fit",
         )
     loaded.facts["batch_size"] = {"found": found, "cap": cap, "global_batch": global_batch}
@@ -72,12 +73,13 @@ def agreed(fits: bool, world: World) -> bool:
 
 
 def _estimated(
-    spec: RunSpec, loaded: model.LoadedModel, train: Tokens, world: World
+    spec: RunSpec, loaded: model.LoadedModel, train: Encoded, world: World
 ) -> Callable[[int], bool]:
     local = max(1, world.world_size // spec.resources.nodes)
-    subject = memory.subject_of(
-        spec, _labels(spec, loaded), int(train.lengths.max()), world.world_size, "cpu"
-    )
+    facts: dict[str, Any] = {"max_length": int(train.lengths.max())}
+    if isinstance(train, Images):
+        facts["image"] = train.pixels.shape[1:]
+    subject = memory.subject_of(spec, _labels(spec, loaded), facts, world.world_size, "cpu")
     has = memory.device_memory(spec, "cpu", local)
     need = activations(subject, spec.adapter, spec.train.activation_checkpointing)
     strategy = loaded.facts.get("parallel", {}).get("strategy", "ddp")
@@ -90,7 +92,7 @@ def _estimated(
     return fits
 
 
-def _tried(spec: RunSpec, loaded: model.LoadedModel, train: Tokens, world: World) -> Callable[[int], bool]:
+def _tried(spec: RunSpec, loaded: model.LoadedModel, train: Encoded, world: World) -> Callable[[int], bool]:
     net = loaded.model if is_sharded(loaded.model) else loaded.model.to(world.device)
     held = sum(
         p.to_local().numel() if hasattr(p, "to_local") else p.numel()
@@ -121,7 +123,7 @@ def _tried(spec: RunSpec, loaded: model.LoadedModel, train: Tokens, world: World
 
 
 def _labels(spec: RunSpec, loaded: model.LoadedModel) -> tuple[str, ...]:
-    if spec.task != "text-classification":
+    if not is_classification(spec.task):
         return ()
     names = loaded.model.config.id2label
     return tuple(names[i] for i in sorted(names))

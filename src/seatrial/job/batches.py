@@ -14,20 +14,24 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from seatrial.job.tokens import Tokens
+from seatrial.job.images import Encoded, Images
 from seatrial.spec.run import TrainSpec
 
 IGNORE = -100
 """Label of a position that has no target (PyTorch's default ``ignore_index``)."""
 
 
-def collate(tokens: Tokens, indices: Sequence[int] | np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:
-    """The samples `indices`, padded on the right to the longest of them.
+def collate(
+    tokens: Encoded, indices: Sequence[int] | np.ndarray, pad_id: int, epoch: int | None = None
+) -> dict[str, torch.Tensor]:
+    """The samples `indices`; texts padded on the right to the longest of them, images as their `augment` has them in `epoch`.
 
     Returns:
         ``input_ids`` and ``attention_mask`` [batch, length] int64; ``labels`` [batch] int64 for a classification,
-        [batch, length] with `IGNORE` on the padding otherwise.
+        [batch, length] with `IGNORE` on the padding otherwise. Of images, what `images.Images.batch` returns.
     """
+    if isinstance(tokens, Images):
+        return tokens.batch(indices, epoch)
     rows = [tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]] for i in indices]
     length = max(len(row) for row in rows)
     input_ids = np.full((len(rows), length), pad_id, np.int64)
@@ -103,6 +107,10 @@ class BatchPlan:
             self._drawn.clear()
             self._drawn[epoch] = self._draw(epoch)
         return self._drawn[epoch]
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, of a step, counted from 0."""
+        return step // self.steps_per_epoch
 
     def indices(self, step: int) -> np.ndarray:
         """The samples of the global batch of a step, counted from 0."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,13 +25,13 @@ from seatrial.job.batches import BatchPlan
 from seatrial.job.checkpoint import Checkpoint, TrainState, first_global_batch
 from seatrial.job.faults import Faults
 from seatrial.job.guard import Guard, Window
+from seatrial.job.images import Encoded, Images
 from seatrial.job.optimizer import make_optimizer, make_scheduler
-from seatrial.job.parallel import parallelize
+from seatrial.job.parallel import parallelize, statistics
 from seatrial.job.reporter import Reporter
 from seatrial.job.retention import Retention
 from seatrial.job.saver import Saver
 from seatrial.job.sharded import is_sharded
-from seatrial.job.tokens import Tokens
 from seatrial.job.world import World
 from seatrial.runs.commit import is_committed
 from seatrial.runs.evidence import Verdict
@@ -47,11 +47,13 @@ class Job:
     reporter: Reporter
     net: torch.nn.Module
     """The model; with more than one rank, wrapped by `parallel`."""
+    statistics: list[torch.Tensor]
+    """Its buffers that ranks have to be given alike; most models have none."""
     loaded: model.LoadedModel
     state: TrainState
     saver: Saver
-    train: Tokens
-    test: Tokens
+    train: Encoded
+    test: Encoded
     batches: BatchPlan
     num_steps: int
     faults: Faults
@@ -73,9 +75,11 @@ def build(
         torch.set_float32_matmul_precision("high")
     check_precision(spec.train, world)
 
-    samples = inputs.of_run(spec, reporter.paths, world, lambda: tokenizing(spec, reporter))
+    samples = inputs.of_run(spec, reporter.paths, world, lambda: encoding(spec, reporter))
     loaded = load_original(spec, samples.labels, world, reporter)
     train_tokens, test_tokens = samples.splits["train"].tokens, samples.test.tokens
+    if isinstance(train_tokens, Images):
+        train_tokens = replace(train_tokens, augment=spec.data.augment, seed=spec.train.seed)
     resolved = batch_size.resolved(spec, loaded, train_tokens, world)
     assert resolved.batch_size != "auto"
     reporter.batch = (resolved.batch_size, resolved.grad_accumulation)
@@ -106,7 +110,7 @@ def build(
     torch.manual_seed(spec.train.seed + 1 + world.rank)  # dropout differs between ranks
     loaded.model.train()
     return Job(
-        spec=spec, world=world, reporter=reporter, net=net, loaded=loaded, state=state, saver=saver,
+        spec=spec, world=world, reporter=reporter, net=net, statistics=statistics(net), loaded=loaded, state=state, saver=saver,
         train=train_tokens, test=test_tokens, batches=batches, num_steps=num_steps, faults=faults, guard=guard,
         window=Window(),
     )  # fmt: skip
@@ -123,12 +127,12 @@ def make_saver(
     )  # fmt: skip
 
 
-def tokenizing(spec: RunSpec, reporter: Reporter) -> inputs.Tokenizing:
-    """The tokenizer of the model that the run starts from, without the model."""
+def encoding(spec: RunSpec, reporter: Reporter) -> inputs.Encoding:
+    """The tokenizer or image processor of the model that the run starts from, without the model."""
     original = reporter.paths.model("original")
     name = str(original) if is_committed(original) else spec.model
-    facts, tokenizer = model.check_model(name, spec.data.max_length)
-    return inputs.Tokenizing(tokenizer, facts["max_length"])
+    facts, processor = model.check_model(name, spec.task, spec.data.max_length)
+    return inputs.encoding(spec.task, processor, facts["max_length"])
 
 
 def load_original(
@@ -169,10 +173,10 @@ def report_data(reporter: Reporter, found: inputs.Inputs, loaded: model.LoadedMo
     reporter.facts(data=facts, model=loaded.facts)
     if found.splits["train"].tokens.targets.sum() == 0:
         raise SpecError("the training samples have nothing to predict", evidence="each is a single token")
-    seen = facts["held_out_texts_seen_in_training"]
+    seen, noun = facts["held_out_texts_seen_in_training"], found.test.tokens.noun
     reporter.evidence(
         "held_out_is_new", Verdict.WARN if seen else Verdict.PASS, measured=seen, expected=0, unit="samples",
-        source="exact texts of both splits", message=f"{seen} of {len(found.test)} held-out texts are in the training data",
+        source=f"exact {noun} of both splits", message=f"{seen} of {len(found.test)} held-out {noun} are in the training data",
     )  # fmt: skip
 
 

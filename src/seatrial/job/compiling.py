@@ -21,8 +21,8 @@ import torch.distributed as dist
 from seatrial.job import model
 from seatrial.job.batches import BatchPlan, collate
 from seatrial.job.device import autocast, to_device
+from seatrial.job.images import Encoded
 from seatrial.job.reporter import Reporter
-from seatrial.job.tokens import Tokens
 from seatrial.job.world import World
 from seatrial.runs.evidence import Verdict
 from seatrial.runs.files import read_json
@@ -80,7 +80,7 @@ def first_batches(batches: BatchPlan, num_steps: int, rank: int) -> list[np.ndar
 
 
 def pass_over(
-    parts: list[np.ndarray], spec: RunSpec, loaded: model.LoadedModel, train: Tokens, world: World
+    parts: list[np.ndarray], spec: RunSpec, loaded: model.LoadedModel, train: Encoded, world: World
 ) -> Pass:
     """A pass as the training makes it, over one of some batches."""
     net = loaded.model.to(world.device).train()

@@ -1,4 +1,4 @@
-"""From a data spec to samples: two splits with ids, texts and labels, checked before anything is trained.
+"""From a data spec to samples: two splits with ids, texts or images, and labels, checked before anything is trained.
 
 Columns are found by name, labels become indices, limits are drawn by the seed, and what is trained on and what is
 held out each get a hash. Whatever is wrong with the data is said here, once, on whichever machine asks first.
@@ -16,20 +16,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seatrial.errors import SpecError
-from seatrial.spec.run import DataSpec, Task
+from seatrial.job import image_files
+from seatrial.job.sources import HELD_OUT_NAMES, checked_hub, open_hub, opened
+from seatrial.spec.run import DataSpec, Task, is_classification
 
 if TYPE_CHECKING:
     import datasets  # a second of imports, which a rank that maps tokenised data need not pay: see the functions
 
-BUILDERS = {
-    ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow",
-    ".txt": "text",
-}  # fmt: skip
 TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "prompt")
+IMAGE_NAMES = (
+    "image",
+    "img",
+    "images",
+    "picture",
+    "photo",
+    "pixel_values",
+    "pixels",
+    "image_path",
+    "file_name",
+)
 LABEL_NAMES = ("label", "labels", "class", "category", "target")
-HELD_OUT_NAMES = ("test", "validation", "valid", "dev", "val", "eval")
-"""Splits that are held out when none is named, the first that has labels."""
-_MULTI = {"glue", "super_glue"}  # hub ids whose configurations are commonly written as glue/sst2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +45,10 @@ class Samples:
     split: str
     ids: list[str]
     texts: list[str]
+    """Of images, which are as good as equal exactly when these are: the SHA-256 of each one's encoded bytes."""
     labels: np.ndarray
     """int64 indices into `Data.labels`; empty for tasks without labels."""
+    images: image_files.Images | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,7 +76,7 @@ class Data:
 
 
 def load_data(spec: DataSpec, task: Task, seed: int) -> Data:
-    """Both splits, ready to be tokenised.
+    """Both splits, ready to be tokenised or resized.
 
     Args:
         spec: where the samples are and what their columns are called.
@@ -77,16 +85,17 @@ def load_data(spec: DataSpec, task: Task, seed: int) -> Data:
 
     Raises:
         SpecError: whatever is wrong with the data: missing, empty, without the column, one class only, labels
-            that training never saw, rows without text, duplicate ids.
+            that training never saw, rows without text or image, duplicate ids.
     """
-    train_raw, test_raw = _two_splits(_open(spec), spec, seed)
+    train_raw, test_raw = _two_splits(opened(spec, task), spec, seed)
     columns = _columns(train_raw, spec, task)
     names: tuple[str, ...] = ()
-    if task == "text-classification":
+    if is_classification(task):
         names = _label_names(train_raw, columns["label"])
-    train = _samples(train_raw, "train", columns, names, spec.train_samples, seed)
-    test = _samples(test_raw, "test", columns, names, spec.test_samples, seed)
-    if task == "text-classification":
+    base = _base(spec)
+    train = _samples(train_raw, "train", columns, names, spec.train_samples, seed, base)
+    test = _samples(test_raw, "test", columns, names, spec.test_samples, seed, base)
+    if is_classification(task):
         _check_classes(train, names)
     seen = set(train.texts)
     facts = {
@@ -106,11 +115,11 @@ def load_held_out(spec: DataSpec, task: Task, names: tuple[str, ...]) -> Samples
     Raises:
         SpecError: as `load_data`; a label that is not among `names`.
     """
-    splits = {name: _with_rows(split) for name, split in _open(spec).items()}
+    splits = {name: _with_rows(split) for name, split in opened(spec, task).items()}
     split = (
         next(iter(splits.values())) if len(splits) == 1 else splits[spec.test or _held_out_name(splits, spec)]
     )
-    return _samples(split, "test", _columns(split, spec, task), names, spec.test_samples, 0)
+    return _samples(split, "test", _columns(split, spec, task), names, spec.test_samples, 0, _base(spec))
 
 
 def source_state(spec: DataSpec) -> list[list[Any]]:
@@ -127,7 +136,7 @@ def source_state(spec: DataSpec) -> list[list[Any]]:
         return [_file_state(file) for file in sorted(path.rglob("*")) if file.is_file()]
     if path.is_file():
         return [_file_state(path)]
-    return [[name, split._fingerprint] for name, split in sorted(_open(spec).items())]
+    return [[name, split._fingerprint] for name, split in sorted(open_hub(checked_hub(spec)).items())]
 
 
 def _file_state(path: Path) -> list[Any]:
@@ -146,100 +155,10 @@ def _check_classes(train: Samples, names: tuple[str, ...]) -> None:
         )
 
 
-# --- opening ---------------------------------------------------------------------------------------------------
-
-
-def _open(spec: DataSpec) -> dict[str, datasets.Dataset]:
-    path = Path(spec.path).expanduser()
-    if path.is_dir():
-        return _open_directory(path)
-    if path.is_file():
-        return {"": _open_file(path)}
-    if looks_local(spec.path):
-        there = sorted(p.name for p in path.parent.iterdir())[:12] if path.parent.is_dir() else []
-        raise SpecError(
-            f"there is no data at {spec.path}",
-            evidence=f"{path.parent.absolute()} has: {', '.join(there) or 'nothing, or is not there'}",
-            remedy="data.path=FILE or DIRECTORY, or a hub id such as stanfordnlp/imdb",
-        )
-    return _open_hub(spec)
-
-
-def looks_local(name: str) -> bool:
-    """Whether `name` can only be meant as a path: hub ids have at most one slash and no data suffix."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).suffix.lower() in BUILDERS
-
-
-def _open_directory(path: Path) -> dict[str, datasets.Dataset]:
-    import datasets
-
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        loaded = datasets.load_from_disk(str(path))
-        return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
-    files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in BUILDERS}
-    if "train" not in files:
-        raise SpecError(
-            f"{path} has no training data",
-            evidence=f"files there: {', '.join(sorted(p.name for p in path.iterdir())[:12]) or 'none'}",
-            remedy="a data directory holds train.* and test.* or validation.* (csv, tsv, jsonl, parquet, arrow, txt)",
-        )
-    return {name: _open_file(file) for name, file in files.items() if name in ("train", *HELD_OUT_NAMES)}
-
-
-def _open_file(path: Path) -> datasets.Dataset:
-    import datasets
-
-    builder = BUILDERS.get(path.suffix.lower())
-    if builder is None:
-        raise SpecError(
-            f"{path.name} is not a data file that can be read",
-            evidence=f"suffix {path.suffix or '(none)'}; known: {', '.join(BUILDERS)}",
-        )
-    if path.stat().st_size == 0:
-        raise SpecError(f"the data file {path} is empty", evidence="0 bytes", remedy="data.path=ANOTHER")
-    options: dict[str, Any] = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-    if builder == "csv":
-        # Without these, pandas reads the words NA, null and None as missing, and texts vanish.
-        options |= {"keep_default_na": False, "na_values": [""]}
-    try:
-        loaded = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
-    except Exception as error:
-        cause = error.__cause__ or error
-        if "no data" in str(cause):  # a header without rows
-            raise _no_rows(path) from error
-        raise SpecError(
-            f"the data file {path} can't be read as {builder}",
-            evidence=f"{type(cause).__name__}: {str(cause).splitlines()[0][:300]}"
-            if str(cause)
-            else repr(cause),
-        ) from error
-    if builder == "text":
-        loaded = loaded.filter(lambda row: bool(row["text"].strip()))
-    if len(loaded) == 0:
-        raise _no_rows(path)
-    return loaded
-
-
-def _no_rows(path: Path) -> SpecError:
-    return SpecError(f"the data file {path} has no rows", evidence=f"{path.stat().st_size} bytes, 0 samples")
-
-
-def _open_hub(spec: DataSpec) -> dict[str, datasets.Dataset]:
-    import datasets
-
-    name, subset = spec.path, spec.subset
-    owner, _, rest = name.partition("/")
-    if owner in _MULTI and rest and subset is None:
-        name, subset = owner, rest
-    try:
-        return dict(datasets.load_dataset(name, subset))
-    except Exception as error:
-        raise SpecError(
-            f"the data set {spec.path!r} could not be loaded from the hub",
-            evidence=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            remedy="pass a local path: --data FILE.csv or a directory with train.* and test.*\n"
-            "(or, for a hub id: check the name, the network and HF_ENDPOINT)",
-        ) from error
+def _base(spec: DataSpec) -> Path:
+    """What relative paths of a column start from."""
+    path = Path(spec.path).expanduser().absolute()
+    return path.parent if path.is_file() else path
 
 
 # --- splits and columns ----------------------------------------------------------------------------------------
@@ -291,11 +210,13 @@ def _held_out_name(splits: dict[str, datasets.Dataset], spec: DataSpec) -> str:
 
 def _columns(split: datasets.Dataset, spec: DataSpec, task: Task) -> dict[str, str]:
     wanted: dict[str, tuple[str | None, tuple[str, ...]]] = {"text": (spec.text, TEXT_NAMES)}
-    if task == "text-classification":
+    if task == "image-classification":
+        wanted = {"image": (spec.image, IMAGE_NAMES)}
+    if is_classification(task):
         wanted["label"] = (spec.label, LABEL_NAMES)
     if spec.id is not None:
         wanted["id"] = (spec.id, ())
-    there = [name for name in split.column_names if name != "__row__"]
+    there = [name for name in split.column_names if not name.startswith("__")]
     found = {}
     for role, (chosen, plain) in wanted.items():
         name = chosen or next((candidate for candidate in plain if candidate in there), None)
@@ -306,6 +227,8 @@ def _columns(split: datasets.Dataset, spec: DataSpec, task: Task) -> dict[str, s
                 remedy=f"data.{role}=COLUMN",
             )
         found[role] = name
+    if image_files.PATH_COLUMN in split.column_names:
+        found.setdefault("id", image_files.PATH_COLUMN)
     return found
 
 
@@ -337,12 +260,14 @@ def _samples(
     names: tuple[str, ...],
     limit: int | None,
     seed: int,
+    base: Path,
 ) -> Samples:
     if limit is not None and limit < len(split):
         drawn = np.random.default_rng([seed, 2]).permutation(len(split))[:limit]
         split = split.select(np.sort(drawn))
     rows = split["__row__"][:]
-    texts = split[columns["text"]][:]
+    images = image_files.Images(split, columns["image"], base) if "image" in columns else None
+    texts = split[columns["text"]][:] if images is None else images.hashes()
     bad = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
     if bad:
         raise SpecError(
@@ -365,7 +290,7 @@ def _samples(
     labels = np.empty(0, dtype=np.int64)
     if names:
         labels = _label_indices(split, columns["label"], names, role)
-    return Samples(role, ids, texts, labels)
+    return Samples(role, ids, texts, labels, images)
 
 
 def _label_indices(split: datasets.Dataset, column: str, names: tuple[str, ...], role: str) -> np.ndarray:

@@ -19,8 +19,10 @@ import torch
 
 from seatrial.errors import SpecError
 from seatrial.job.batches import token_budget
-from seatrial.job.model import LoadedModel, longest_text
+from seatrial.job.model import LoadedModel
+from seatrial.job.processors import longest_text
 from seatrial.job.token_cache import Split
+from seatrial.job.tokens import Tokens
 
 GoOn: TypeAlias = Callable[[np.ndarray], list[str]]
 """From rows of the split to how the model goes on from their prompts; to nothing when that is not wanted."""
@@ -80,7 +82,9 @@ def engine(
     """
     if wanted is None:
         return lambda rows: []
-    longest = min(int(prompts.tokens.lengths.max()), wanted.prompt_tokens) + wanted.max_new_tokens
+    tokens = prompts.tokens
+    assert isinstance(tokens, Tokens), "only language models generate"
+    longest = min(int(tokens.lengths.max()), wanted.prompt_tokens) + wanted.max_new_tokens
     limit = longest_text(loaded.model.config, loaded.tokenizer)
     if limit is not None and longest > limit:
         raise SpecError(
@@ -91,11 +95,11 @@ def engine(
     special = set(loaded.tokenizer.all_special_ids)
 
     def prompt(row: int) -> np.ndarray:
-        tokens = prompts.tokens.row(row)
+        ids = tokens.row(row)
         # The end token that the tokenizer put there would be the end of the story.
-        while len(tokens) > 1 and int(tokens[-1]) in special:
-            tokens = tokens[:-1]
-        return tokens[: wanted.prompt_tokens]
+        while len(ids) > 1 and int(ids[-1]) in special:
+            ids = ids[:-1]
+        return ids[: wanted.prompt_tokens]
 
     make = _vllm if wanted.engine == "vllm" else _transformers
     return make(wanted, loaded, path, prompt, device)

@@ -1,4 +1,4 @@
-"""What a run is trained on and held to: its data, tokenised once a machine and mapped by every rank.
+"""What a run is trained on and held to: its data, tokenised or resized once a machine and mapped by every rank.
 
 The look at the data before the launch (`inspect`) makes the entry of the cache and hands its record to the run
 (``inputs.json``); ranks map what the record names, and make it themselves only where the cache of the launcher's
@@ -12,15 +12,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import pyarrow as pa
 import torch.distributed as dist
 
 from seatrial.errors import SpecError
 from seatrial.job import data, token_cache
+from seatrial.job.images import Encoded, Imaging
 from seatrial.job.token_cache import Split
-from seatrial.job.tokens import parallel_tokenizers, tokenize, tokenizer_sha256
+from seatrial.job.tokens import Tokens, parallel_tokenizers, tokenize, tokenizer_sha256
 from seatrial.job.world import World
 from seatrial.runs.files import read_json, write_json
 from seatrial.runs.paths import RunPaths
@@ -52,6 +54,20 @@ class Wanted:
         return {"test": test}, self.classes, {"source": self.spec.path, "test": facts}
 
 
+class Encoding(Protocol):
+    """How samples become what a model takes: `Tokenizing` or `images.Imaging`."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sample."""
+
+    def sha256(self) -> str:
+        """Of all that decides what comes of a sample, besides `max_length`."""
+
+    def encode(self, samples: data.Samples, scratch: Path) -> Encoded:
+        """A split as the model takes it; what is large may lie in a file in `scratch`."""
+
+
 @dataclass(frozen=True)
 class Tokenizing:
     """How texts become tokens."""
@@ -59,16 +75,31 @@ class Tokenizing:
     tokenizer: Any
     max_length: int
 
+    def sha256(self) -> str:
+        """Of the tokenizer."""
+        return tokenizer_sha256(self.tokenizer)
+
+    def encode(self, samples: data.Samples, scratch: Path) -> Tokens:
+        """In memory."""
+        with parallel_tokenizers():
+            return tokenize(samples, self.tokenizer, self.max_length)
+
+
+def encoding(task: Task, processor: Any, max_length: int) -> Encoding:
+    """That of a task: by the model's image processor, or by its tokenizer."""
+    return Imaging(processor) if task == "image-classification" else Tokenizing(processor, max_length)
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tokenised splits of one source."""
+    """Splits of one source, as models take them."""
 
     splits: dict[str, Split]
     labels: tuple[str, ...]
     facts: dict[str, Any]
     """As `data.Data.facts`, with ``num_cut`` of each split."""
     tokenizer_sha256: str
+    """`Encoding.sha256`: of the tokenizer, or of the image processor."""
     max_length: int
 
     @property
@@ -77,8 +108,8 @@ class Inputs:
         return self.splits["test"]
 
 
-def prepare(wanted: Wanted, how: Tokenizing) -> dict[str, Any]:
-    """Finds the samples in the cache, or loads, checks and tokenises them into it.
+def prepare(wanted: Wanted, how: Encoding) -> dict[str, Any]:
+    """Finds the samples in the cache, or loads, checks and encodes them into it.
 
     Returns:
         The record: ``{"schema", "entry", "labels", "facts", "tokenizer_sha256", "max_length"}``; plain data.
@@ -86,9 +117,14 @@ def prepare(wanted: Wanted, how: Tokenizing) -> dict[str, Any]:
     Raises:
         SpecError: as `data.load_data`; the cache can't be written.
     """
-    tokenizer_hash = tokenizer_sha256(how.tokenizer)
-    options = [_FORMAT, wanted.task, how.max_length, tokenizer_hash]
-    asked = [wanted.spec.model_dump(mode="json"), wanted.seed, wanted.classes, data.source_state(wanted.spec)]
+    encoding_hash = how.sha256()
+    options = [_FORMAT, wanted.task, how.max_length, encoding_hash]
+    asked = [
+        wanted.spec.model_dump(mode="json", exclude={"augment"}),
+        wanted.seed,
+        wanted.classes,
+        data.source_state(wanted.spec),
+    ]
     source = _sha256([*options, *asked])
     known = token_cache.recall(source)
     if known is not None and token_cache.is_sound(known["entry"]):
@@ -98,20 +134,20 @@ def prepare(wanted: Wanted, how: Tokenizing) -> dict[str, Any]:
     entry = _sha256([*options, labels, hashes])
     splits = token_cache.open_entry(entry) if token_cache.is_sound(entry) else {}
     if not splits:
-        with parallel_tokenizers():
-            splits = {name: _tokenized(name, split, how) for name, split in samples.items()}
-        token_cache.write_entry(entry, splits)
+        with token_cache.scratch(entry) as scratch:
+            splits = {name: _encoded(name, split, how, scratch) for name, split in samples.items()}
+            token_cache.write_entry(entry, splits)
     for name, split in splits.items():
         facts[name]["num_cut"] = split.tokens.num_cut
     record = {
-        "schema": 1, "entry": entry, "labels": list(labels), "facts": facts, "tokenizer_sha256": tokenizer_hash,
+        "schema": 1, "entry": entry, "labels": list(labels), "facts": facts, "tokenizer_sha256": encoding_hash,
         "max_length": how.max_length,
     }  # fmt: skip
     token_cache.remember(source, record)
     return record
 
 
-def of_run(spec: RunSpec, paths: RunPaths, world: World, how: Callable[[], Tokenizing]) -> Inputs:
+def of_run(spec: RunSpec, paths: RunPaths, world: World, how: Callable[[], Encoding]) -> Inputs:
     """The data of a run, on every rank; one rank a machine does what is left to do. All ranks call this.
 
     Args:
@@ -136,7 +172,7 @@ def of_run(spec: RunSpec, paths: RunPaths, world: World, how: Callable[[], Token
 
 
 def shared(
-    wanted: Wanted, world: World, record: Callable[[], dict[str, Any]], how: Callable[[], Tokenizing]
+    wanted: Wanted, world: World, record: Callable[[], dict[str, Any]], how: Callable[[], Encoding]
 ) -> Inputs:
     """Maps one source on every rank. All ranks call this; rank 0 calls `record`.
 
@@ -169,17 +205,17 @@ def _same(made: dict[str, Any], recorded: dict[str, Any]) -> None:
                 remedy="put the data back, or start a new run",
             )
     raise SpecError(
-        "the texts would be tokenised in another way than when the run began",
-        evidence=f"tokenizer {made['tokenizer_sha256'][:12]}, at most {made['max_length']} tokens; the run has "
+        "the samples would be tokenised or resized in another way than when the run began",
+        evidence=f"tokenizer or image processor {made['tokenizer_sha256'][:12]}, at most {made['max_length']} tokens; the run has "
         f"{recorded['tokenizer_sha256'][:12]} and {recorded['max_length']}",
         remedy="start a new run",
     )
 
 
-def _tokenized(name: str, samples: data.Samples, how: Tokenizing) -> Split:
-    texts = pa.array([text[:_EXCERPT] for text in samples.texts]) if name == "test" else None
-    tokens = tokenize(samples, how.tokenizer, how.max_length)
-    return Split(pa.array(samples.ids, pa.string()), texts, tokens)
+def _encoded(name: str, samples: data.Samples, how: Encoding, scratch: Path) -> Split:
+    shown = samples.texts if samples.images is None else samples.ids
+    texts = pa.array([text[:_EXCERPT] for text in shown]) if name == "test" else None
+    return Split(pa.array(samples.ids, pa.string()), texts, how.encode(samples, scratch))
 
 
 def _sha256(value: Any) -> str:

@@ -70,10 +70,9 @@ def needs(subject: Subject, strategies: tuple[str, ...], *, alternatives: bool) 
     checkpointing, adapter = spec.train.activation_checkpointing, spec.adapter
     ways = [(adapter, checkpointing)]
     if alternatives:
-        other = adapter or AdapterSpec()
-        ways = [
-            (a, c) for a in (adapter, None if adapter else other) for c in (checkpointing, not checkpointing)
-        ]
+        other = None if adapter or not adapters.possible(subject.meta, spec.task) else AdapterSpec()
+        twice = (checkpointing, not checkpointing and subject.meta.supports_gradient_checkpointing)
+        ways = list(dict.fromkeys((a, c) for a in (adapter, other) for c in twice))
     found = []
     for used, checkpointed in ways:
         if used is not None and not adapters.is_installed():
@@ -195,10 +194,12 @@ def _gib(size: int) -> str:
 
 
 def subject_of(
-    spec: RunSpec, labels: tuple[str, ...], length: int, world_size: int, device: Device
+    spec: RunSpec, labels: tuple[str, ...], facts: dict[str, Any], world_size: int, device: Device
 ) -> Subject:
-    """What is estimated, with its model on the meta device."""
-    return Subject(spec, labels, model.meta_model(spec.model, spec.task, labels), length, world_size, device)
+    """What is estimated, with its model on the meta device; `facts` has the size of a sample, as `model.check_model`."""
+    meta = model.meta_model(spec.model, spec.task, labels)
+    image = tuple(facts["image"]) if "image" in facts else None
+    return Subject(spec, labels, meta, facts["max_length"], world_size, device, image)
 
 
 def decide(spec: RunSpec, labels: tuple[str, ...], world: World) -> tuple[str, str]:
@@ -221,8 +222,8 @@ def decide(spec: RunSpec, labels: tuple[str, ...], world: World) -> tuple[str, s
         return (
             "ddp" if asked == "auto" else asked
         ), f"weights and optimizer need at most {_gib(states)} of {_gib(memory_bytes)} a rank"
-    length = model.check_model(spec.model, spec.data.max_length, spec.model_options)[0]["max_length"]
-    subject = subject_of(spec, labels, length, world.world_size, device)
+    facts, _ = model.check_model(spec.model, spec.task, spec.data.max_length, spec.model_options)
+    subject = subject_of(spec, labels, facts, world.world_size, device)
     mine = (
         ("ddp", "fsdp")
         if asked == "auto" and spec.adapter is None
@@ -252,9 +253,10 @@ def estimate(spec: RunSpec, world_size: int, local_world_size: int, device: Devi
     Raises:
         SpecError: whatever is wrong with the data or the model.
     """
-    facts, _ = model.check_model(spec.model, spec.data.max_length, spec.model_options)
+    facts, _ = model.check_model(spec.model, spec.task, spec.data.max_length, spec.model_options)
     labels = data.load_data(spec.data, spec.task, spec.train.seed).labels
-    subject = subject_of(spec, labels, facts["max_length"], world_size, device)
+    subject = subject_of(spec, labels, facts, world_size, device)
+    model.check_checkpointing(spec, subject.meta)
     strategies = (
         ("ddp",) if world_size == 1 else ("ddp", "fsdp", "hsdp") if world_size >= 4 else ("ddp", "fsdp")
     )
@@ -265,7 +267,7 @@ def estimate(spec: RunSpec, world_size: int, local_world_size: int, device: Devi
     ]
     answer = {
         "schema": 1, "world_size": world_size, "device": device, "memory_bytes": memory_bytes, "usable": USABLE,
-        "batch_size": micro_batch(spec), "length": facts["max_length"], "precision": spec.train.precision, "rows": rows,
+        "batch_size": micro_batch(spec), "length": facts["max_length"], "image": facts.get("image"), "precision": spec.train.precision, "rows": rows,
     }  # fmt: skip
     try:
         need, reason = choose(found, memory_bytes, spec.train.parallel)

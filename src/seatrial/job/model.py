@@ -1,8 +1,7 @@
-"""Models and tokenizers, from a local directory or the hub, for the tasks that there are."""
+"""Models with their tokenizers or image processors, from a local directory or the hub, for the tasks that there are."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,32 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
 )
 from transformers.utils import logging as transformers_logging
 
 from seatrial.errors import SpecError
 from seatrial.job import adapters, packing
 from seatrial.job.batches import IGNORE
-from seatrial.job.data import looks_local
+from seatrial.job.images import Imaging, normalised
+from seatrial.job.processors import (
+    cannot_load,
+    from_pretrained,
+    load_image_processor,
+    load_tokenizer,
+    text_length,
+)
 from seatrial.job.sharded import draw_anew, is_sharded
 from seatrial.runs.commit import commit, is_committed, problems, read_marker, start
-from seatrial.spec.run import ModelOptions, Task
+from seatrial.spec.run import ModelOptions, RunSpec, Task, is_classification
 
 AUTO: dict[str, Any] = {
     "text-classification": AutoModelForSequenceClassification,
+    "image-classification": AutoModelForImageClassification,
     "causal-lm": AutoModelForCausalLM,
 }
 DEFAULT_OPTIONS = ModelOptions()
-DEFAULT_LENGTH = 128
-_LIMIT_OF_A_TOKENIZER_WITHOUT_LIMIT = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +46,13 @@ class LoadedModel:
 
     model: Any
     tokenizer: Any
+    """Of an image model: its image processor."""
     facts: dict[str, Any]
-
-    def max_length(self, asked: int | None) -> int:
-        """The longest text in tokens, as `text_length` decides."""
-        return text_length(asked, self.facts["name"], self.model.config, self.tokenizer)
 
     @property
     def pad_id(self) -> int:
-        """Fills rows up; masked everywhere."""
-        pad = self.tokenizer.pad_token_id
+        """Fills rows of tokens up; masked everywhere."""
+        pad = getattr(self.tokenizer, "pad_token_id", None)
         return int(pad if pad is not None else 0)
 
 
@@ -61,44 +63,27 @@ def quiet_libraries() -> None:
 
 
 def check_model(
-    name: str, max_length: int | None, options: ModelOptions = DEFAULT_OPTIONS
+    name: str, task: Task, max_length: int | None, options: ModelOptions = DEFAULT_OPTIONS
 ) -> tuple[dict[str, Any], Any]:
-    """Looks at a model without loading its weights: facts, and its tokenizer.
+    """Looks at a model without loading its weights: facts, and its tokenizer or image processor.
 
     Raises:
-        SpecError: it isn't there, has no tokenizer or no safe weights, or takes shorter texts than `max_length`.
+        SpecError: it isn't there, has no tokenizer (image processor) or no safe weights, is not for the task, or takes
+            shorter texts than `max_length`.
     """
-    config = _from(name, AutoConfig, "configuration")
+    config = from_pretrained(name, AutoConfig, "configuration")
+    if task == "image-classification":
+        processor = load_image_processor(name, config)
+        _check_weights(name, options)
+        how = Imaging(processor)
+        return {
+            "name": name, "type": config.model_type, "image": list(how.shape), "max_length": how.max_length
+        }, processor  # fmt: skip
     tokenizer = load_tokenizer(name, config)
     _check_weights(name, options)
     length = text_length(max_length, name, config, tokenizer)
     facts = {"name": name, "type": config.model_type, "vocabulary": len(tokenizer), "max_length": length}
     return facts, tokenizer
-
-
-def load_tokenizer(name: str, config: Any) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        SpecError: there is none, or its token ids go beyond the model's embeddings. Transformers makes an *empty*
-            tokenizer for a directory that has none, for which every word is unknown: training on that would run.
-    """
-    tokenizer = _from(name, AutoTokenizer, "tokenizer")
-    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-    if not words:
-        raise SpecError(
-            f"the model {name!r} has no tokenizer",
-            evidence=f"the one that Transformers made for it knows no words, only {tokenizer.all_special_tokens}",
-            remedy="save it beside the weights: tokenizer.save_pretrained(DIRECTORY)",
-        )
-    largest = max(tokenizer.get_vocab().values())
-    embeddings = getattr(config, "vocab_size", None)
-    if embeddings is not None and largest >= embeddings:
-        raise SpecError(
-            f"the tokenizer of {name!r} belongs to another model",
-            evidence=f"its token ids go up to {largest}, the model has {embeddings} embeddings",
-        )
-    return tokenizer
 
 
 def meta_model(name: str, task: Task, labels: tuple[str, ...]) -> Any:
@@ -107,14 +92,14 @@ def meta_model(name: str, task: Task, labels: tuple[str, ...]) -> Any:
     Raises:
         SpecError: it isn't there.
     """
-    config = _from(name, AutoConfig, "configuration")
+    config = from_pretrained(name, AutoConfig, "configuration")
     for key, value in _label_options(task, labels).items():
         setattr(config, key, value)
     try:
         with torch.device("meta"):
             return AUTO[task].from_config(config, dtype=torch.float32)
     except ValueError as error:
-        raise _cannot_load(name, "architecture", error) from error
+        raise cannot_load(name, "architecture", error) from error
 
 
 def load_model(
@@ -147,18 +132,21 @@ def load_model(
             ignore_mismatched_sizes=True, output_loading_info=True, **_label_options(task, labels), **more,
         )  # fmt: skip
     except Exception as error:
-        raise _cannot_load(name, "weights", error) from error
+        raise cannot_load(name, "weights", error) from error
     _check_shapes(name, {key: (there, here) for key, there, here in info["mismatched_keys"]}, labels, options)
     missing = {*info["missing_keys"], *(key for key, _, _ in info["mismatched_keys"])}
     if missing and not new_weights:
         raise SpecError(f"the model {name} lacks weights", evidence=", ".join(sorted(missing)[:8]))
     if is_sharded(model):
         draw_anew(model, missing, rng_state)
-    tokenizer = load_tokenizer(name, model.config)
-    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    if task == "image-classification":
+        tokenizer = load_image_processor(name, model.config)
+    else:
+        tokenizer = load_tokenizer(name, model.config)
+        if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
     facts = {
         "name": name,
         "type": model.config.model_type,
@@ -212,37 +200,6 @@ def class_names(path: Path) -> tuple[str, ...]:
     return tuple(id2label[i] for i in sorted(id2label))
 
 
-def text_length(asked: int | None, name: str, config: Any, tokenizer: Any) -> int:
-    """Tokens that a text may have: what was asked for, else `DEFAULT_LENGTH` or the model's limit if that is less.
-
-    Raises:
-        SpecError: more was asked for than the model takes.
-    """
-    limit = longest_text(config, tokenizer)
-    if asked is None:
-        return DEFAULT_LENGTH if limit is None else min(DEFAULT_LENGTH, limit)
-    if limit is not None and asked > limit:
-        raise SpecError(
-            f"the model takes at most {limit} tokens",
-            evidence=f"data.max_length is {asked}; {name} has {limit} positions",
-            remedy=f"data.max_length={limit}",
-        )
-    return asked
-
-
-def longest_text(config: Any, tokenizer: Any) -> int | None:
-    """Most tokens that the model takes, or None where it names no limit."""
-    limits = []
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        # Roberta-like models number positions from padding_idx + 1 on.
-        offset = 2 if config.model_type in {"roberta", "xlm-roberta", "camembert", "longformer"} else 0
-        limits.append(positions - offset)
-    if tokenizer.model_max_length < _LIMIT_OF_A_TOKENIZER_WITHOUT_LIMIT:
-        limits.append(tokenizer.model_max_length)
-    return min(limits) if limits else None
-
-
 def loss_and_hits(
     model: Any, batch: dict[str, torch.Tensor], task: Task, lengths: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -258,10 +215,10 @@ def loss_and_hits(
         right predictions among them; and, for prediction files, class probabilities [batch, classes] or the sum of
         the loss of each sample [batch]. All fp32 (the count int64), on the device.
     """
-    inputs = packing.packed(batch, task, lengths)
+    inputs = normalised(packing.packed(batch, task, lengths))
     labels = inputs.pop("labels")
     logits = model(**inputs).logits.float()
-    if task == "text-classification":
+    if is_classification(task):
         loss = F.cross_entropy(logits, labels, reduction="sum")
         return loss, (logits.argmax(-1) == labels).sum(), logits.softmax(-1)
     # Position t predicts token t + 1.
@@ -275,18 +232,14 @@ def loss_and_hits(
     return token_loss.sum(), hits, packing.by_sample(F.pad(token_loss[0], (1, 0)))
 
 
-def _from(name: str, kind: Any, what: str) -> Any:
-    path = Path(name).expanduser()
-    if looks_local(name) and not path.is_dir():
+def check_checkpointing(spec: RunSpec, meta: Any) -> None:
+    """Raises `SpecError` where the recipe asks for activation checkpointing and the model's class has none."""
+    if spec.train.activation_checkpointing and not meta.supports_gradient_checkpointing:
         raise SpecError(
-            f"there is no model directory {name}",
-            evidence=f"{path.absolute()} is not a directory",
-            remedy="model=DIRECTORY with config.json, tokenizer and *.safetensors, or a hub id such as roberta-base",
+            f"the model {spec.model!r} can't compute its activations again",
+            evidence=f"{type(meta).__name__} has no gradient checkpointing in Transformers",
+            remedy="train.activation_checkpointing=false",
         )
-    try:
-        return kind.from_pretrained(name)
-    except Exception as error:
-        raise _cannot_load(name, what, error) from error
 
 
 def check_head(name: str, task: Task, labels: tuple[str, ...], options: ModelOptions, meta: Any) -> None:
@@ -330,7 +283,7 @@ def _check_shapes(
 
 
 def _label_options(task: Task, labels: tuple[str, ...]) -> dict[str, Any]:
-    if task != "text-classification":
+    if not is_classification(task):
         return {}
     return {
         "num_labels": len(labels),
@@ -362,15 +315,3 @@ def _use_safetensors(name: str, options: ModelOptions) -> bool | None:
     if Path(name).is_dir():
         return bool(list(Path(name).glob("*.safetensors")))
     return None
-
-
-def _cannot_load(name: str, what: str, error: Exception) -> SpecError:
-    remedy = f"does {name} hold a whole Transformers model (config.json, tokenizer, *.safetensors)?"
-    if not Path(name).is_dir():
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        remedy = f"pass a local path: --model DIRECTORY\n(or check the hub id, the network and HF_ENDPOINT{offline})"
-    return SpecError(
-        f"the {what} of the model {name!r} can't be loaded",
-        evidence=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-        remedy=remedy,
-    )

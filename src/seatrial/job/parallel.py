@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,11 +25,33 @@ def parallelize(net: torch.nn.Module, world: World) -> torch.nn.Module:
     if world.world_size == 1:
         return net
     device_ids = [world.local_rank] if world.device.type == "cuda" else None
-    # Only running statistics differ between ranks; what else is in buffers (positions, masks) no step changes.
-    statistics = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in net.modules())
+    # What is in buffers (positions, masks) no step changes, but for running statistics: see `share_statistics`.
     return DistributedDataParallel(
-        net, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=statistics
+        net, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
     )
+
+
+def statistics(net: torch.nn.Module) -> list[torch.Tensor]:
+    """The buffers that a forward pass changes, other on each rank: running statistics (BatchNorm)."""
+    layers = [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    return [b for m in layers for b in m.buffers(recurse=False)]
+
+
+@torch.no_grad()
+def share_statistics(buffers: list[torch.Tensor], world: World) -> None:
+    """Gives all ranks rank 0's, after each step; every rank calls this.
+
+    DDP does so before each forward pass, which leaves the ranks with different ones wherever a step is followed by
+    something else: an evaluation, a checkpoint that holds a part from each rank, the end.
+    """
+    if world.world_size == 1:
+        return
+    for dtype in {b.dtype: None for b in buffers}:
+        some = [b for b in buffers if b.dtype == dtype]
+        flat = torch.cat([b.reshape(-1) for b in some])
+        dist.broadcast(flat, 0)
+        for b, part in zip(some, flat.split([b.numel() for b in some]), strict=True):
+            b.copy_(part.view_as(b))
 
 
 @contextlib.contextmanager

@@ -19,23 +19,24 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from seatrial.errors import SeatrialError
-from seatrial.job import data, first_token, generate, inputs, model
+from seatrial.job import data, first_token, generate, images, inputs, model
 from seatrial.job.batches import token_budget
 from seatrial.job.device import autocast, to_device
 from seatrial.job.faults import Faults
 from seatrial.job.generate import GoOn
-from seatrial.job.inputs import Inputs, Tokenizing, Wanted
+from seatrial.job.images import Encoded, Images
+from seatrial.job.inputs import Encoding, Inputs, Wanted
 from seatrial.job.parts import Parts, groups
 from seatrial.job.reporter import Reporter, reporting
 from seatrial.job.token_cache import Split
-from seatrial.job.tokens import Tokens, tokenizer_sha256
+from seatrial.job.tokens import Tokens
 from seatrial.job.world import World, check_in, process_group
 from seatrial.runs.commit import weights_sha256
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import read_plan
 from seatrial.runs.predictions import PredictionsInfo, read_info, stream_predictions
 from seatrial.spec.load import read_spec
-from seatrial.spec.run import DataSpec, RunSpec
+from seatrial.spec.run import DataSpec, RunSpec, is_classification
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
 """Padding included. Measured on CPU, where what a batch touches stays in the cache; a GPU wants to be filled (a guess)."""
@@ -162,17 +163,17 @@ def precision(spec: RunSpec, world: World) -> str:
 def held_out(
     request: Request, model_name: str, spec: RunSpec, world: World, paths: RunPaths
 ) -> tuple[Inputs, Split | None]:
-    """The samples to predict, tokenised by the tokenizer of this model; and their prompts, where a column has them."""
+    """The samples to predict, tokenised or resized as this model does; and their prompts, where a column has them."""
     path = paths.model(model_name)
 
-    def how() -> Tokenizing:
-        facts, tokenizer = model.check_model(str(path), spec.data.max_length)
-        return Tokenizing(tokenizer, facts["max_length"])
+    def how() -> Encoding:
+        facts, processor = model.check_model(str(path), spec.task, spec.data.max_length)
+        return inputs.encoding(spec.task, processor, facts["max_length"])
 
     wanted, from_run = wanted_data(request, spec, paths)
     if from_run:
         found = inputs.of_run(spec, paths, world, how)
-        if found.tokenizer_sha256 != tokenizer_sha256(how().tokenizer):
+        if found.tokenizer_sha256 != how().sha256():
             found = inputs.shared(wanted, world, lambda: inputs.prepare(wanted, how()), how)
     else:
         found = inputs.shared(wanted, world, lambda: inputs.prepare(wanted, how()), how)
@@ -188,8 +189,10 @@ def wanted_data(request: Request, spec: RunSpec, paths: RunPaths) -> tuple[Wante
     own = spec.data
     if request.data is None:
         return Wanted(own, spec.task, spec.train.seed), True
-    other = DataSpec(path=request.data, text=own.text, label=own.label, id=own.id, max_length=own.max_length)
-    classes = model.class_names(paths.model("trained")) if spec.task == "text-classification" else ()
+    other = DataSpec(
+        path=request.data, text=own.text, image=own.image, label=own.label, id=own.id, max_length=own.max_length
+    )  # fmt: skip
+    classes = model.class_names(paths.model("trained")) if is_classification(spec.task) else ()
     return Wanted(other, spec.task, 0, classes), False
 
 
@@ -199,7 +202,7 @@ def wanted_data(request: Request, spec: RunSpec, paths: RunPaths) -> tuple[Wante
 @torch.inference_mode()
 def forward(
     loaded: model.LoadedModel,
-    tokens: Tokens,
+    tokens: Encoded,
     parts: Parts,
     go_on: GoOn,
     spec: RunSpec,
@@ -211,8 +214,8 @@ def forward(
     net = loaded.model.to(world.device).eval()
     if spec.task == "text-classification":
         first_token.enable(net)
-    results = probabilities if spec.task == "text-classification" else nats
-    vocabulary = 1 if spec.task == "text-classification" else int(net.config.vocab_size)
+    results = probabilities if is_classification(spec.task) else nats
+    vocabulary = 1 if is_classification(spec.task) else int(net.config.vocab_size)
     batches = batches_of(tokens.lengths, TOKENS_PER_BATCH[world.device.type], vocabulary)
     for number, batch in enumerate(batches[world.rank :: world.world_size], start=1):
         rows = batch[~parts.done[batch]]
@@ -220,7 +223,7 @@ def forward(
             continue
         faults.before_step(number, net)
         with autocast(precision(spec, world), world.device):
-            values = results(net, **to_device(padded(tokens, rows, loaded.pad_id), world.device))
+            values = results(net, **to_device(model_inputs(tokens, rows, loaded.pad_id), world.device))
             parts.add(rows, values, go_on(rows))
         reporter.heart.beat(phase="predicting")
     parts.flush()
@@ -231,6 +234,11 @@ def batches_of(lengths: np.ndarray, num_tokens: int, vocabulary: int = 1) -> lis
     fair = max(int(lengths.sum()) // _FEWEST_BATCHES, _SMALLEST_BATCH)
     budget = min(num_tokens, fair, max(_LOGITS_PER_BATCH // vocabulary, 1))
     return list(token_budget(lengths, np.argsort(-lengths, kind="stable"), budget))
+
+
+def model_inputs(samples: Encoded, rows: np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:
+    """What `probabilities` and `nats` take: of texts `padded`, of images `images.Images.inputs`."""
+    return samples.inputs(rows) if isinstance(samples, Images) else padded(samples, rows, pad_id)
 
 
 def padded(tokens: Tokens, rows: np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:
@@ -252,7 +260,7 @@ def padded(tokens: Tokens, rows: np.ndarray, pad_id: int) -> dict[str, torch.Ten
 
 def probabilities(net: Any, **batch: torch.Tensor) -> torch.Tensor:
     """float32 [batch, classes]."""
-    found: torch.Tensor = net(**batch).logits.float().softmax(-1)
+    found: torch.Tensor = net(**images.normalised(batch)).logits.float().softmax(-1)
     return found
 
 

@@ -1,6 +1,7 @@
-"""Tokenised data on disk, to be mapped, not read: ``$SEATRIAL_CACHE`` or ``~/.cache/seatrial/tokens``.
+"""Tokenised texts and resized images on disk, to be mapped, not read: ``$SEATRIAL_CACHE`` or ``~/.cache/seatrial/tokens``.
 
     <key>/train.arrow test.arrow COMMITTED.json    an entry: Arrow IPC, one record batch a split
+    <key>/train.npy test.npy                       of images: their pixels
     sources/<key>.json                             which entry belongs to which source, so that nothing is read again
 
 An entry's name is a hash of all that decides what is in it. Entries are written aside and renamed, and checked against
@@ -10,10 +11,12 @@ the hashes of their files before they are used; what is damaged is made anew.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from seatrial.errors import SpecError
+from seatrial.job.images import Encoded, Images
 from seatrial.job.tokens import Tokens
 from seatrial.runs import commit
 from seatrial.runs.files import read_json, write_json
@@ -35,13 +39,14 @@ _ABANDONED_S = 24 * 3600
 
 @dataclass(frozen=True)
 class Split:
-    """A tokenised split, with what is known of its samples."""
+    """A split as models take it, with what is known of its samples."""
 
     ids: Any
     """``pyarrow.Array`` of strings."""
     texts: Any
-    """``pyarrow.Array`` of strings: the beginnings of the texts, for people; None for a split nobody looks at."""
-    tokens: Tokens
+    """``pyarrow.Array`` of strings: the beginnings of the texts, or the ids of the images, for people; None for a split
+    nobody looks at."""
+    tokens: Encoded
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -64,20 +69,31 @@ def write_entry(key: str, splits: dict[str, Split], cap_bytes: int = CAP_BYTES) 
     Raises:
         SpecError: the cache can't be written.
     """
-    root = cache_root()
-    final, aside = root / key, root / f".{key}.{os.getpid()}.{secrets.token_hex(4)}"
+    final = cache_root() / key
+    with scratch(key) as aside:
+        try:
+            for name, split in splits.items():
+                _write_split(aside / f"{name}.arrow", split)
+            if not is_sound(key):
+                shutil.rmtree(final, ignore_errors=True)
+                _commit_unless_there(aside, final)
+        except OSError as error:
+            raise _unwritable(error) from error
+    drop_old(cap_bytes, keep=key)
+
+
+@contextlib.contextmanager
+def scratch(key: str) -> Iterator[Path]:
+    """A directory beside the entry, for what becomes part of it; gone after the block. Raises `SpecError` as `write_entry`."""
+    path = cache_root() / f".{key}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
-        aside.mkdir(parents=True)
-        for name, split in splits.items():
-            _write_split(aside / f"{name}.arrow", split)
-        if not is_sound(key):
-            shutil.rmtree(final, ignore_errors=True)
-            _commit_unless_there(aside, final)
+        path.mkdir(parents=True)
     except OSError as error:
         raise _unwritable(error) from error
+    try:
+        yield path
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    drop_old(cap_bytes, keep=key)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def open_entry(key: str) -> dict[str, Split]:
@@ -135,7 +151,7 @@ def recall(source: str) -> dict[str, Any] | None:
 
 def _unwritable(error: OSError) -> SpecError:
     return SpecError(
-        "the cache of tokenised data can't be written",
+        "the cache of prepared data can't be written",
         evidence=str(error),
         remedy=f"{VARIABLE}=DIRECTORY    (with room for it)",
     )
@@ -151,26 +167,42 @@ def _commit_unless_there(aside: Path, final: Path) -> None:
 
 def _write_split(path: Path, split: Split) -> None:
     tokens = split.tokens
-    columns = {
-        "id": split.ids,
-        "tokens": pa.LargeListArray.from_arrays(pa.array(tokens.offsets), pa.array(tokens.ids)),
-    }
+    columns, metadata = {"id": split.ids}, {"num_cut": str(tokens.num_cut)}
+    if isinstance(tokens, Images):
+        _write_pixels(path.with_suffix(".npy"), tokens.pixels)
+        metadata["affine"] = json.dumps([tokens.scale.tolist(), tokens.shift.tolist()])
+    else:
+        columns["tokens"] = pa.LargeListArray.from_arrays(pa.array(tokens.offsets), pa.array(tokens.ids))
     if len(tokens.labels):
         columns["label"] = pa.array(tokens.labels)
     if split.texts is not None:
         columns["text"] = split.texts
     batch = pa.record_batch(columns)
-    schema = batch.schema.with_metadata({"num_cut": str(tokens.num_cut)})
+    schema = batch.schema.with_metadata(metadata)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+
+
+def _write_pixels(path: Path, pixels: np.ndarray) -> None:
+    """A second name for the file that they are mapped from, or a file of their own."""
+    try:
+        os.link(pixels.filename, path)  # type: ignore[attr-defined]
+    except (AttributeError, OSError):
+        np.save(path, pixels, allow_pickle=False)
 
 
 def _map_split(path: Path) -> Split:
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     batch = reader.get_batch(0)
     names = batch.schema.names
-    tokens = batch["tokens"]
     labels = batch["label"].to_numpy() if "label" in names else np.empty(0, np.int64)
-    num_cut = int(batch.schema.metadata[b"num_cut"])
-    found = Tokens(tokens.values.to_numpy(), tokens.offsets.to_numpy(), labels, num_cut)
+    metadata = batch.schema.metadata
+    found: Encoded
+    if b"affine" in metadata:
+        pixels = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        scale, shift = (np.asarray(values, np.float32) for values in json.loads(metadata[b"affine"]))
+        found = Images(pixels, labels, scale, shift)
+    else:
+        tokens = batch["tokens"]
+        found = Tokens(tokens.values.to_numpy(), tokens.offsets.to_numpy(), labels, int(metadata[b"num_cut"]))
     return Split(batch["id"], batch["text"] if "text" in names else None, found)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Tokens:
 
     Sample ``i`` is ``ids[offsets[i]:offsets[i + 1]]``; ``labels`` is empty for tasks without labels.
     """
+
+    noun: ClassVar[str] = "texts"
 
     ids: np.ndarray
     offsets: np.ndarray
@@ -48,6 +50,11 @@ class Tokens:
     def targets(self) -> np.ndarray:
         """int64 weight of each sample in the loss: its label, or the tokens that have a predecessor."""
         return np.ones(len(self), np.int64) if len(self.labels) else np.maximum(self.lengths - 1, 0)
+
+    @property
+    def largest(self) -> str:
+        """The size of the longest sample, for people."""
+        return f"{int(self.lengths.max())} tokens"
 
     def row(self, index: int) -> np.ndarray:
         """int32 token ids of one sample."""

@@ -23,7 +23,7 @@ from seatrial.job.device import autocast, to_device
 from seatrial.job.fingerprint import fingerprint
 from seatrial.job.guard import Guard, Window
 from seatrial.job.optimizer import update
-from seatrial.job.parallel import passes, shares, unsynced
+from seatrial.job.parallel import passes, share_statistics, shares, unsynced
 from seatrial.job.proof import after_training, same_on_all_ranks
 from seatrial.job.reporter import Reporter, reporting
 from seatrial.job.stop import StopAgreement
@@ -148,7 +148,7 @@ def train_step(job: Job, step: int) -> None:
     parts = passes(job.batches, indices, world, job.net)
     loss = torch.zeros((), device=world.device)
     for i, (part, counts) in enumerate(parts):
-        batch = to_device(collate(job.train, part, job.loaded.pad_id), world.device)
+        batch = to_device(collate(job.train, part, job.loaded.pad_id, job.batches.epoch(step)), world.device)
         with unsynced(job.net, wanted=i < len(parts) - 1):
             with autocast(train.precision, world.device):
                 lengths = torch.from_numpy(job.train.lengths[part]) if train.packing else None
@@ -164,6 +164,7 @@ def train_step(job: Job, step: int) -> None:
     job.saver.before_update()
     norm = update(state.optimizer, state.scaler, train.clip_norm)
     state.scheduler.step()
+    share_statistics(job.statistics, world)
 
     window.add(step + 1, weight, loss, norm)
     window.samples += len(indices)

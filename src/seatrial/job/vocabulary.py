@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from seatrial.job.images import Encoded
 from seatrial.job.tokens import Tokens
 
 _WORTH_IT = 0.05
@@ -68,7 +69,7 @@ class UsedRows(torch.nn.Module):
         return self.embedding
 
 
-def trim(net: Any, train: Tokens, pad_id: int) -> dict[str, int] | None:
+def trim(net: Any, train: Encoded, pad_id: int) -> dict[str, int] | None:
     """Puts `UsedRows` in the place of the token embedding where that is worth it and changes no result.
 
     Args:
@@ -77,8 +78,10 @@ def trim(net: Any, train: Tokens, pad_id: int) -> dict[str, int] | None:
         pad_id: what fills rows up.
 
     Returns:
-        ``{"used", "vocabulary"}``, rows; None where the embedding stays as it is.
+        ``{"used", "vocabulary"}``, rows; None where the embedding stays as it is, or there is none.
     """
+    if not isinstance(train, Tokens):
+        return None
     embedding = net.get_input_embeddings()
     if type(embedding) is not torch.nn.Embedding or embedding.max_norm is not None:
         return None
@@ -97,6 +100,8 @@ def trim(net: Any, train: Tokens, pad_id: int) -> dict[str, int] | None:
 
 def untrim(net: Any) -> None:
     """Puts the whole embedding back, as it is now."""
+    if not any(isinstance(module, UsedRows) for module in net.modules()):
+        return  # and so the model may be one without token embeddings, which raises when asked for them
     embedding = net.get_input_embeddings()
     if isinstance(embedding, UsedRows):
         net.set_input_embeddings(embedding.whole())

@@ -206,6 +206,7 @@ def preload_model(name: str, task: str) -> None:
 
     names = {
         "text-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "image-classification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     }.get(task, {})
     # Whatever is wrong with the model, the ranks say it better.

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seatrial.errors import SpecError
+from seatrial.spec.run import is_classification
 
 Table: TypeAlias = Any
 """A ``pyarrow.Table``; pyarrow ships no types."""
@@ -65,7 +66,7 @@ def _schema(path: Path, task: str, labels: tuple[str, ...] | None) -> dict[str, 
     """The columns of a task and their Arrow types."""
     if task == "causal-lm" and labels is None:
         return {"id": pa.string(), "num_tokens": pa.int64(), "nll": pa.float64()}
-    if task == "text-classification" and labels is not None:
+    if is_classification(task) and labels is not None:
         if len(labels) < 2 or len(set(labels)) < len(labels):
             raise refusal(path, f"its labels are not two or more different names: {list(labels)}")
         probabilities = pa.list_(pa.float32(), len(labels))
@@ -75,7 +76,7 @@ def _schema(path: Path, task: str, labels: tuple[str, ...] | None) -> dict[str, 
             "prediction": _DICTIONARY,
             "probabilities": probabilities,
         }
-    known = "known are text-classification with labels and causal-lm without"
+    known = "known are text-classification and image-classification with labels, and causal-lm without"
     raise refusal(path, f"its task is {task!r}, its labels are {labels}; {known}")
 
 

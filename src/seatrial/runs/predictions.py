@@ -1,7 +1,7 @@
 """``predictions/<model>.parquet``: what one model said about each held-out sample, one row a sample.
 
-    text-classification   id, label, prediction, probabilities [, text]
-    causal-lm             id, num_tokens, nll [, text] [, generation]
+    text-classification, image-classification   id, label, prediction, probabilities [, text]
+    causal-lm                                   id, num_tokens, nll [, text] [, generation]
 
 The rows are in no particular order; two files are joined by ``id``. What the file is about (task, labels,
 which samples, which model) is JSON in the Parquet metadata under ``seatrial``. The functions
@@ -36,7 +36,7 @@ class PredictionsInfo:
     """What a prediction file is about."""
 
     task: str
-    """``text-classification`` or ``causal-lm``."""
+    """``text-classification``, ``image-classification`` or ``causal-lm``."""
     labels: tuple[str, ...] | None
     """The classes, in the order of the columns of ``probabilities``; None for causal-lm."""
     data_sha256: str
@@ -75,7 +75,7 @@ def classification_table(
     labels: Sequence[str],
     text: Sequence[str | None] | None = None,
 ) -> Table:
-    """The rows of a text-classification file.
+    """The rows of a file of a classification.
 
     Args:
         ids: ``[n]``, unique.
@@ -83,7 +83,7 @@ def classification_table(
         prediction: ``[n]``, the most probable class as an index into `labels`.
         probabilities: ``[n, num_classes]``, columns in the order of `labels`.
         labels: the names of the classes.
-        text: ``[n]``, an excerpt of each sample for people.
+        text: ``[n]``, an excerpt of each text, or the id of each image, for people.
     """
     flat = pa.array(np.ascontiguousarray(probabilities, dtype=np.float32).reshape(-1))
     columns = {

@@ -6,7 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Task = Literal["text-classification", "causal-lm"]
+Task = Literal["text-classification", "image-classification", "causal-lm"]
+
+
+def is_classification(task: str) -> bool:
+    """Whether samples have a class each, and predictions are probabilities of the classes."""
+    return task in ("text-classification", "image-classification")
 
 
 DEFAULT_BATCH_SIZE = 16
@@ -22,15 +27,17 @@ class DataSpec(_Section):
     """Where the samples come from."""
 
     path: str
-    """Hub id, a file (csv, tsv, jsonl, json, parquet, arrow, txt), or a directory with train.* and test.*."""
+    """Hub id, a file (csv, tsv, jsonl, json, parquet, arrow, txt), a directory with train.* and test.*, or, for images, with train/CLASS/*.png and test/CLASS/*.png (or CLASS/*.png alone)."""
     subset: str | None = None
     """Configuration of a hub data set, such as sst2 of glue."""
     text: str | None = None
     """Column of the text; found by name when it is plain (text, sentence, content, …)."""
+    image: str | None = None
+    """Column of the image; found by name when it is plain (image, img, pixel_values, …)."""
     label: str | None = None
     """Column of the label; found by name when it is plain (label, labels, class, …)."""
     id: str | None = None
-    """Column that identifies a sample; without it, the split and the row number do."""
+    """Column that identifies a sample; without it, the split and the row number do, or an image file's path."""
     train: str | None = None
     """Name of the split to train on [default: train]."""
     test: str | None = None
@@ -39,6 +46,8 @@ class DataSpec(_Section):
     """Part of the samples held out when the data has one split only; drawn by train.seed."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest text in tokens; longer ones are cut, and counted [default: 128, or the model's limit if less]."""
+    augment: Literal["none", "flip", "crop"] = "none"
+    """Change training images at random: flip mirrors half of them, crop also shifts them by up to an eighth. None unless asked for: only who knows the classes knows whether a mirrored digit, arrow or lung is still one of them."""
     train_samples: Annotated[int, Field(ge=1)] | None = None
     """At most so many training samples, drawn by train.seed."""
     test_samples: Annotated[int, Field(ge=1)] | None = None
@@ -229,7 +238,7 @@ class RunSpec(_Section):
     name: str
     """Short name; the run's id starts with it."""
     task: Task = "text-classification"
-    """text-classification or causal-lm."""
+    """text-classification, image-classification or causal-lm."""
     model: str
     """Hub id or local directory of a Transformers model."""
     data: DataSpec
@@ -254,6 +263,24 @@ class RunSpec(_Section):
     def _adapters_are_whole(self) -> RunSpec:
         if self.adapter is not None and self.train.parallel in ("fsdp", "hsdp"):
             raise ValueError(f"adapter and train.parallel={self.train.parallel} don't go together: use ddp")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_fit_samples(self) -> RunSpec:
+        data, train = self.data, self.train
+        if self.task == "image-classification":
+            given = {"data.text": data.text, "data.max_length": data.max_length, "train.batch_tokens": train.batch_tokens,
+                     "train.packing": train.packing or None}  # fmt: skip
+            remark = "which is for texts"
+        else:
+            given = {
+                "data.image": data.image,
+                "data.augment": data.augment if data.augment != "none" else None,
+            }
+            remark = "which is for image-classification"
+        for key, value in given.items():
+            if value is not None:
+                raise ValueError(f"the task is {self.task}, and {key} is given, {remark}")
         return self
 
     @model_validator(mode="after")
@@ -289,8 +316,10 @@ class ScriptSpec(_Section):
         return tuple(value) if isinstance(value, list) else value
 
 
+_OF_CLASSES = ("accuracy", "macro_f1", "log_loss", "calibration_error")
 METRICS: dict[str, tuple[str, ...]] = {
-    "text-classification": ("accuracy", "macro_f1", "log_loss", "calibration_error"),
+    "text-classification": _OF_CLASSES,
+    "image-classification": _OF_CLASSES,
     "causal-lm": ("nll", "perplexity"),
 }
 """What the comparison measures, by task; the first is what the verdict rests on unless told otherwise."""
