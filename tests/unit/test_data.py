@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -211,6 +212,40 @@ class TestRefusals:
     def test_what_can_only_be_a_path(self, name: str) -> None:
         assert looks_local(name)
         assert not looks_local("stanfordnlp/imdb")
+
+
+class TestStreams:
+    ROWS: ClassVar[list[tuple[object, object]]] = [
+        (f"text {i}", "pos" if i % 2 else "neg") for i in range(3000)
+    ]
+
+    def test_no_more_is_read_than_is_wanted(self, tmp_path: Path) -> None:
+        write(tmp_path / "d" / "train.jsonl", self.ROWS)
+        write(tmp_path / "d" / "test.csv", [(f"held out {i}", "pos") for i in range(40)])
+        cache = Path(datasets.config.HF_DATASETS_CACHE)
+        found, again, other = (
+            load(tmp_path / "d", seed=seed, streaming=True, train_samples=50, test_samples=10)
+            for seed in (0, 0, 1)
+        )
+        assert (len(found.train), len(found.test), found.labels) == (50, 10, ("neg", "pos"))
+        assert len(set(found.train.texts)) == 50
+        assert max(int(text.split()[1]) for text in found.train.texts) > 1000, "drawn, not the first"
+        assert found.facts == again.facts and found.facts["train"] != other.facts["train"]
+        assert not list(cache.rglob("*.arrow"))
+        load(tmp_path / "d", train_samples=50)
+        assert list(cache.rglob("*.arrow")), "which is what reading it whole leaves"
+
+    def test_a_stream_has_an_end_and_both_splits(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "all.jsonl", self.ROWS[:10])
+        with pytest.raises(ValueError, match="streaming needs train_samples and test_samples"):
+            DataSpec(path=str(path), streaming=True, train_samples=5)
+        error = refusal(path, streaming=True, train_samples=5, test_samples=2)
+        assert "no split 'test'" in error.what and "data.streaming=false" in error.remedy
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "train.jsonl").write_text('{"text": "a"\n')
+        write(tmp_path / "d" / "test.jsonl", self.ROWS[:4])
+        error = refusal(tmp_path / "d", streaming=True, train_samples=5, test_samples=2)
+        assert "can't be read as a stream" in error.what
 
 
 def test_leaks_are_counted(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from seatrial.errors import SpecError
 from seatrial.job import image_files
-from seatrial.job.sources import HELD_OUT_NAMES, checked_hub, open_hub, opened
+from seatrial.job.sources import HELD_OUT_NAMES, checked_hub, hub_state, open_hub, opened
 from seatrial.spec.run import DataSpec, Task, is_classification
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def load_data(spec: DataSpec, task: Task, seed: int) -> Data:
         SpecError: whatever is wrong with the data: missing, empty, without the column, one class only, labels
             that training never saw, rows without text or image, duplicate ids.
     """
-    train_raw, test_raw = _two_splits(opened(spec, task), spec, seed)
+    train_raw, test_raw = _two_splits(opened(spec, task, seed), spec, seed)
     columns = _columns(train_raw, spec, task)
     names: tuple[str, ...] = ()
     if is_classification(task):
@@ -136,6 +136,8 @@ def source_state(spec: DataSpec) -> list[list[Any]]:
         return [_file_state(file) for file in sorted(path.rglob("*")) if file.is_file()]
     if path.is_file():
         return [_file_state(path)]
+    if spec.streaming:
+        return [[hub_state(checked_hub(spec))]]
     return [[name, split._fingerprint] for name, split in sorted(open_hub(checked_hub(spec)).items())]
 
 

@@ -21,13 +21,24 @@ HELD_OUT_NAMES = ("test", "validation", "valid", "dev", "val", "eval")
 _MULTI = {"glue", "super_glue"}  # hub ids whose configurations are commonly written as glue/sst2
 
 
-def opened(spec: DataSpec, task: Task) -> dict[str, datasets.Dataset]:
+_AHEAD = 10_000
+"""Samples of a stream that are held to draw the next from."""
+
+
+def opened(spec: DataSpec, task: Task, seed: int = 0) -> dict[str, datasets.Dataset]:
     """Splits by name; ``""`` is the name of the only one.
+
+    Args:
+        spec: where they are.
+        task: images may lie in folders.
+        seed: draws the samples of a stream.
 
     Raises:
         SpecError: there are none, or they can't be read.
     """
     path = Path(spec.path).expanduser()
+    if spec.streaming:
+        return _streamed(spec, seed)
     if path.is_dir():
         if task == "image-classification" and not _has_data_files(path):
             splits = (spec.train or "train", *filter(None, [spec.test]), *HELD_OUT_NAMES)
@@ -69,7 +80,7 @@ def _open_directory(path: Path) -> dict[str, datasets.Dataset]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         loaded = datasets.load_from_disk(str(path))
         return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
-    files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in BUILDERS}
+    files = _split_files(path)
     if "train" not in files:
         raise SpecError(
             f"{path} has no training data",
@@ -84,21 +95,60 @@ def _open_directory(path: Path) -> dict[str, datasets.Dataset]:
     return {name: _open_file(file) for name, file in files.items() if name in ("train", *HELD_OUT_NAMES)}
 
 
+def _split_files(path: Path) -> dict[str, Path]:
+    return {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in BUILDERS}
+
+
+def _streamed(spec: DataSpec, seed: int) -> dict[str, datasets.Dataset]:
+    """As many samples of each split as are wanted, drawn on the way; what is not looked at stays where it is."""
+    path = Path(spec.path).expanduser()
+    if path.is_dir():
+        files = _split_files(path)
+        splits = {name: _file_stream(file) for name, file in files.items()}
+    elif path.is_file():
+        splits = {"train": _file_stream(path)}
+    else:
+        splits = open_hub(checked_hub(spec))
+    train = spec.train or "train"
+    test = spec.test or next((name for name in HELD_OUT_NAMES if name in splits), HELD_OUT_NAMES[0])
+    for name in (train, test):
+        if name not in splits:
+            raise SpecError(
+                f"the stream has no split {name!r}",
+                evidence=f"{spec.path} has: {', '.join(splits)}; a stream is not split in two",
+                remedy="data.train=SPLIT data.test=SPLIT, or data.streaming=false",
+            )
+    wanted = {train: spec.train_samples, test: spec.test_samples}
+    try:
+        return {name: _drawn(splits[name], int(count or 0), seed) for name, count in wanted.items()}
+    except Exception as error:
+        raise SpecError(
+            f"the data at {spec.path} can't be read as a stream",
+            evidence=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            remedy="data.streaming=false reads it whole",
+        ) from error
+
+
+def _file_stream(path: Path) -> datasets.IterableDataset:
+    import datasets
+
+    builder, options = _how_to_read(path)
+    return datasets.load_dataset(
+        builder, data_files={"train": str(path)}, split="train", streaming=True, **options
+    )
+
+
+def _drawn(stream: datasets.IterableDataset, count: int, seed: int) -> datasets.Dataset:
+    import datasets
+
+    rows = list(stream.shuffle(seed=seed, buffer_size=_AHEAD).take(count))
+    return datasets.Dataset.from_list(rows, features=stream.features)
+
+
 def _open_file(path: Path) -> datasets.Dataset:
     import datasets
 
-    builder = BUILDERS.get(path.suffix.lower())
-    if builder is None:
-        raise SpecError(
-            f"{path.name} is not a data file that can be read",
-            evidence=f"suffix {path.suffix or '(none)'}; known: {', '.join(BUILDERS)}",
-        )
-    if path.stat().st_size == 0:
-        raise SpecError(f"the data file {path} is empty", evidence="0 bytes", remedy="data.path=ANOTHER")
-    options: dict[str, Any] = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-    if builder == "csv":
-        # Without these, pandas reads the words NA, null and None as missing, and texts vanish.
-        options |= {"keep_default_na": False, "na_values": [""]}
+    builder, options = _how_to_read(path)
     try:
         loaded = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
     except Exception as error:
@@ -118,6 +168,23 @@ def _open_file(path: Path) -> datasets.Dataset:
     return loaded
 
 
+def _how_to_read(path: Path) -> tuple[str, dict[str, Any]]:
+    """The builder of `datasets` for a file, and its options."""
+    builder = BUILDERS.get(path.suffix.lower())
+    if builder is None:
+        raise SpecError(
+            f"{path.name} is not a data file that can be read",
+            evidence=f"suffix {path.suffix or '(none)'}; known: {', '.join(BUILDERS)}",
+        )
+    if path.stat().st_size == 0:
+        raise SpecError(f"the data file {path} is empty", evidence="0 bytes", remedy="data.path=ANOTHER")
+    options: dict[str, Any] = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
+    if builder == "csv":
+        # Without these, pandas reads the words NA, null and None as missing, and texts vanish.
+        options |= {"keep_default_na": False, "na_values": [""]}
+    return builder, options
+
+
 def _no_rows(path: Path) -> SpecError:
     return SpecError(f"the data file {path} has no rows", evidence=f"{path.stat().st_size} bytes, 0 samples")
 
@@ -126,16 +193,34 @@ def open_hub(spec: DataSpec) -> dict[str, datasets.Dataset]:
     """The splits of a hub id; raises `SpecError` where it can't be loaded."""
     import datasets
 
-    name, subset = spec.path, spec.subset
-    owner, _, rest = name.partition("/")
-    if owner in _MULTI and rest and subset is None:
-        name, subset = owner, rest
+    name, subset = _hub_name(spec)
     try:
-        return dict(datasets.load_dataset(name, subset))
+        return dict(datasets.load_dataset(name, subset, streaming=spec.streaming))
     except Exception as error:
-        raise SpecError(
-            f"the data set {spec.path!r} could not be loaded from the hub",
-            evidence=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            remedy="pass a local path: --data FILE.csv or a directory with train.* and test.*\n"
-            "(or, for a hub id: check the name, the network and HF_ENDPOINT)",
-        ) from error
+        raise _unreachable(spec, error) from error
+
+
+def hub_state(spec: DataSpec) -> str:
+    """What changes when the files of a hub id do, without downloading them; raises as `open_hub`."""
+    import datasets
+
+    try:
+        return str(datasets.load_dataset_builder(*_hub_name(spec)).hash)
+    except Exception as error:
+        raise _unreachable(spec, error) from error
+
+
+def _hub_name(spec: DataSpec) -> tuple[str, str | None]:
+    owner, _, rest = spec.path.partition("/")
+    if owner in _MULTI and rest and spec.subset is None:
+        return owner, rest
+    return spec.path, spec.subset
+
+
+def _unreachable(spec: DataSpec, error: Exception) -> SpecError:
+    return SpecError(
+        f"the data set {spec.path!r} could not be loaded from the hub",
+        evidence=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        remedy="pass a local path: --data FILE.csv or a directory with train.* and test.*\n"
+        "(or, for a hub id: check the name, the network and HF_ENDPOINT)",
+    )

@@ -52,6 +52,14 @@ class DataSpec(_Section):
     """At most so many training samples, drawn by train.seed."""
     test_samples: Annotated[int, Field(ge=1)] | None = None
     """At most so many held-out samples, drawn by train.seed."""
+    streaming: bool = False
+    """Read no more than train_samples and test_samples ask for, and leave the rest where it is: for data larger than the disk. Each sample is drawn from the next 10,000."""
+
+    @model_validator(mode="after")
+    def _streams_have_an_end(self) -> DataSpec:
+        if self.streaming and (self.train_samples is None or self.test_samples is None):
+            raise ValueError("streaming needs train_samples and test_samples: how much to read")
+        return self
 
 
 class TrainSpec(_Section):
