@@ -108,7 +108,9 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
 @click.option("--tf32/--no-tf32", default=None, help="TF32 for fp32 matrix products.")
 @click.option("--global-batch", type=int, help="Samples of an optimizer step on all ranks.")
 @click.option(
-    "--parallel", type=click.Choice(["auto", "ddp", "fsdp", "hsdp"]), help="How ranks share the model [auto]."
+    "--parallel",
+    type=click.Choice(["auto", "ddp", "fsdp", "hsdp", "tp"]),
+    help="How ranks share the model [auto].",
 )
 @click.option(
     "--activation-checkpointing", is_flag=True, default=None, help="Less memory, a third more work."

@@ -33,8 +33,8 @@ def resolved(spec: RunSpec, loaded: model.LoadedModel, train: Encoded, world: Wo
     """
     if spec.train.batch_size != "auto":
         return spec.train
-    global_batch = spec.train.samples_per_step(world.world_size)
-    cap = min(math.ceil(global_batch / world.world_size), len(train))
+    global_batch = spec.train.samples_per_step(world.dp_size)
+    cap = min(math.ceil(global_batch / world.dp_size), len(train))
     fits = (
         _tried(spec, loaded, train, world)
         if world.device.type == "cuda"

@@ -32,6 +32,7 @@ from seatrial.job.reporter import Reporter
 from seatrial.job.retention import Retention
 from seatrial.job.saver import Saver
 from seatrial.job.sharded import is_sharded
+from seatrial.job.shards import ShardReader
 from seatrial.job.world import World
 from seatrial.runs.commit import is_committed
 from seatrial.runs.evidence import Verdict
@@ -77,17 +78,19 @@ def build(
 
     samples = inputs.of_run(spec, reporter.paths, world, lambda: encoding(spec, reporter))
     loaded = load_original(spec, samples.labels, world, reporter)
+    if loaded.facts["parallel"]["strategy"] == "tp":
+        world = replace(world, tp_size=sharded.tp_size(spec, world.world_size))
     train_tokens, test_tokens = samples.splits["train"].tokens, samples.test.tokens
     if isinstance(train_tokens, Images):
         train_tokens = replace(train_tokens, augment=spec.data.augment, seed=spec.train.seed)
     resolved = batch_size.resolved(spec, loaded, train_tokens, world)
     assert resolved.batch_size != "auto"
     reporter.batch = (resolved.batch_size, resolved.grad_accumulation)
-    if loaded.facts["parallel"]["strategy"] == "ddp" and spec.adapter is None and spec.train.trim_vocabulary:
+    if may_trim(spec, loaded, found):
         loaded.facts["embedding_rows"] = vocabulary.trim(loaded.model, train_tokens, loaded.pad_id)
     report_data(reporter, samples, loaded)
     kept_batch = found.global_batch if found is not None else first_global_batch(reporter)
-    batches = BatchPlan.of(resolved, train_tokens.lengths, world.world_size, kept_batch)
+    batches = BatchPlan.of(resolved, train_tokens.lengths, world.dp_size, kept_batch)
     reporter.facts(global_batch=batches.global_batch)
     num_steps = batches.num_steps(spec.train.epochs, spec.train.max_steps)
     if spec.train.compile != "off" and not is_sharded(loaded.model):
@@ -107,13 +110,21 @@ def build(
     faults = Faults(world.rank, reporter.attempt_index)
     saver = make_saver(spec.train, reporter, state, world, batches.global_batch, faults)
     guard.settle = saver.finish
-    torch.manual_seed(spec.train.seed + 1 + world.rank)  # dropout differs between ranks
+    torch.manual_seed(spec.train.seed + 1 + world.dp_rank)  # dropout differs where the samples do
     loaded.model.train()
     return Job(
         spec=spec, world=world, reporter=reporter, net=net, statistics=statistics(net), loaded=loaded, state=state, saver=saver,
         train=train_tokens, test=test_tokens, batches=batches, num_steps=num_steps, faults=faults, guard=guard,
         window=Window(),
     )  # fmt: skip
+
+
+def may_trim(spec: RunSpec, loaded: model.LoadedModel, found: Checkpoint | None) -> bool:
+    """Whether a part of the embedding may be trained instead of the whole; a run that goes on stays as it began."""
+    if loaded.facts["parallel"]["strategy"] != "ddp" or spec.train.parallel not in ("auto", "ddp"):
+        return False  # one rank, of a run that is to be shared: others have to be able to go on with it
+    wanted = spec.train.trim_vocabulary and spec.adapter is None
+    return wanted and (found is None or vocabulary.is_trimmed(ShardReader(found.path).names()))
 
 
 def make_saver(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from seatrial.errors import PlatformError, SpecError
 from seatrial.job import shards
 from seatrial.job.reporter import Reporter
+from seatrial.job.vocabulary import is_trimmed
 from seatrial.job.world import World
 from seatrial.runs.commit import ASIDE, is_committed, problems
 from seatrial.runs.evidence import Verdict
@@ -74,6 +76,7 @@ class Checkpoint:
     """Samples of one optimizer step; kept when the number of ranks changes."""
     scaler: dict[str, Any]
     held_out_loss: float | None
+    tp_size: int = 1
 
 
 def directory(root: Path, step: int) -> Path:
@@ -121,7 +124,7 @@ def newest(root: Path, world: World, reporter: Reporter) -> Checkpoint | None:
 def load(found: Checkpoint | None, state: TrainState, world: World, seed: int = 0) -> int:
     """Loads a checkpoint into `state`, on as many ranks as there are now.
 
-    On the number of ranks that wrote it, all goes on bit for bit. On another number each rank takes the pieces that are
+    On as many ranks as wrote it, shared alike, all goes on bit for bit. On another number each rank takes the pieces that are
     its own now, and draws its random numbers (dropout) from a stream of its own.
 
     The learning rate follows from the recipe and the step, the optimizer's settings from the recipe.
@@ -137,6 +140,7 @@ def load(found: Checkpoint | None, state: TrainState, world: World, seed: int = 
     reader = shards.ShardReader(found.path)
     _allocate(state.optimizer, dict(state.model.named_parameters()), reader)
     wanted = state.updated() | state.buffers()
+    _check_embedding(found, reader.names(), wanted)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each rank reads for itself
         planner = DefaultLoadPlanner(flatten_state_dict=False)
@@ -152,11 +156,22 @@ def load(found: Checkpoint | None, state: TrainState, world: World, seed: int = 
     set_step(state.scheduler, found.step)
     state.scaler.load_state_dict(found.scaler)
     state.step, state.held_out = found.step, (found.step, found.held_out_loss)
-    if world.world_size == found.world_size:
+    if (world.world_size, world.tp_size) == (found.world_size, found.tp_size):
         _set_rng_state(shards.read_local(found.path, world.rank), world)
     else:
-        torch.manual_seed(seed + 1 + world.rank + (found.step << 32))
+        torch.manual_seed(seed + 1 + world.dp_rank + (found.step << 32))
     return found.step
+
+
+def _check_embedding(found: Checkpoint, names: Iterable[str], wanted: Iterable[str]) -> None:
+    if is_trimmed(names) and not is_trimmed(wanted):
+        used = next(name for name in names if is_trimmed([name]))
+        raise SpecError(
+            f"the checkpoint of step {found.step} holds a part of the embedding, and this attempt trains the whole",
+            evidence=f"{found.path}: {used} has the rows in use (train.trim_vocabulary), as only train.parallel=ddp trains them",
+            remedy="go on with train.parallel=ddp train.trim_vocabulary=true\n"
+            "(or start a new run with train.trim_vocabulary=false: it can go on in either way)",
+        )
 
 
 def restore(root: Path, state: TrainState, world: World, reporter: Reporter) -> int:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from seatrial.errors import SeatrialError, SpecError
 from seatrial.job import adapters, data, model
 from seatrial.job.activations import Subject, activations, build_meta
-from seatrial.job.sharded import layer_plan
+from seatrial.job.sharded import layer_plan, split_numel, tp_size
 from seatrial.job.world import World
 from seatrial.runs.plan import Device
 from seatrial.spec.load import read_spec
@@ -37,7 +37,7 @@ class Need:
     """Bytes of one rank, for one way to train."""
 
     strategy: str
-    """ddp, fsdp or hsdp."""
+    """ddp, fsdp, hsdp or tp."""
     adapter: str | None
     activation_checkpointing: bool
     parameters: int
@@ -94,7 +94,8 @@ def need_of(
     That is the arithmetic of ZeRO (Rajbhandari et al. 2020, section 3.1) with fp32 weights: with N ranks, FSDP (its stage 3)
     holds 1/N of each. FSDP also gathers a layer and prefetches the next, keeps what is in no layer (embeddings, head)
     gathered, and holds the gradients of one layer before they are reduced. DDP's buckets are the gradients themselves
-    (``gradient_as_bucket_view``).
+    (``gradient_as_bucket_view``). Tensor parallelism splits what the model's plan names, and never gathers it; the
+    activations are those of whole layers, which is more than it holds.
     """
     spec = subject.spec
     meta = subject.meta
@@ -104,11 +105,19 @@ def need_of(
     trained, weights, gathered, parts = everything, everything * _FP32, 0, 1
     if adapter is not None:
         trained, weights = _adapted_sizes(subject, adapter)
+    compute = 2 if spec.train.precision == "bf16" else _FP32
     if strategy in ("fsdp", "hsdp"):
         replicas = max(2, spec.resources.nodes) if strategy == "hsdp" else 1
         parts = max(1, subject.world_size // replicas)
-        compute = 2 if spec.train.precision == "bf16" else _FP32
         gathered = (2 * layer + outside) * compute + max(layer, outside) * _FP32
+    if strategy == "tp":
+        split = tp_size(spec, subject.world_size)
+        parts = subject.world_size // split
+        trained = everything - (split - 1) * split_numel(meta) // split
+        weights = trained * _FP32
+        gathered = (
+            ((2 * layer + outside) * compute + max(layer, outside) * _FP32) // split if parts > 1 else 0
+        )
     host = spec.train.cpu_offload and parts > 1
     return Need(
         strategy, adapter.kind if adapter else None, checkpointed,
@@ -216,7 +225,7 @@ def decide(spec: RunSpec, labels: tuple[str, ...], world: World) -> tuple[str, s
     has = torch.tensor(device_memory(spec, device, local), device=world.device)
     dist.all_reduce(has, dist.ReduceOp.MIN)
     memory_bytes = int(has.item())
-    asked = "ddp" if world.world_size == 1 else spec.train.parallel
+    asked = _asked(spec, world.world_size)
     states = _states_at_most(spec.model)
     if states is not None and states < SMALL * memory_bytes:
         return (
@@ -238,6 +247,11 @@ def decide(spec: RunSpec, labels: tuple[str, ...], world: World) -> tuple[str, s
     return need.strategy, reason
 
 
+def _asked(spec: RunSpec, world_size: int) -> str:
+    """A single rank shares its model with nobody, unless a number of ranks for that was named."""
+    return "ddp" if world_size == 1 and spec.train.tp_size is None else spec.train.parallel
+
+
 def _states_at_most(name: str) -> int | None:
     """Bytes of weights, gradients and moments, by the size of a local model's files: 16 a parameter, stored in 2 or 4."""
     sizes = [p.stat().st_size for p in Path(name).glob("*.safetensors")] if Path(name).is_dir() else []
@@ -257,9 +271,11 @@ def estimate(spec: RunSpec, world_size: int, local_world_size: int, device: Devi
     labels = data.load_data(spec.data, spec.task, spec.train.seed).labels
     subject = subject_of(spec, labels, facts, world_size, device)
     model.check_checkpointing(spec, subject.meta)
-    strategies = (
+    strategies: tuple[str, ...] = (
         ("ddp",) if world_size == 1 else ("ddp", "fsdp", "hsdp") if world_size >= 4 else ("ddp", "fsdp")
     )
+    asked = _asked(spec, world_size)
+    strategies += ("tp",) if asked == "tp" else ()
     memory_bytes = device_memory(spec, device, local_world_size)
     found = needs(subject, strategies, alternatives=True)
     rows = [
@@ -270,7 +286,7 @@ def estimate(spec: RunSpec, world_size: int, local_world_size: int, device: Devi
         "batch_size": micro_batch(spec), "length": facts["max_length"], "image": facts.get("image"), "precision": spec.train.precision, "rows": rows,
     }  # fmt: skip
     try:
-        need, reason = choose(found, memory_bytes, spec.train.parallel)
+        need, reason = choose(found, memory_bytes, asked)
         return {**answer, "chosen": need.recipe(), "reason": reason, "refusal": None}
     except SpecError as error:
         return {**answer, "chosen": None, "reason": "", "refusal": error.to_dict()}

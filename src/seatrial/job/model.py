@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import safe_open
 from transformers import (
@@ -186,6 +187,8 @@ def save_model(
     if is_main and is_committed(path):
         raise FileExistsError(path)
     aside = start(path) if is_main else path.with_name(path.name + ".writing")
+    if is_sharded(model):
+        dist.barrier()  # the other ranks make the directory too, if they come first
     if is_main or is_sharded(model):
         adapters.save(model, aside) if adapters.is_adapted(model) else model.save_pretrained(aside)
     if not is_main:

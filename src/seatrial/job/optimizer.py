@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from seatrial.job.sharded import whole
+from seatrial.job.sharded import by_layout, whole
 from seatrial.spec.run import TrainSpec
 
 
 def make_optimizer(net: torch.nn.Module, train: TrainSpec) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices, not on biases and norms."""
+    """Fused AdamW; weight decay on matrices, not on biases and norms. One kernel takes tensors of one layout only."""
     parameters = [p for p in net.parameters() if p.requires_grad]
+    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": alike, "weight_decay": decay}
+        for chosen, decay in ((matrices, train.weight_decay), (others, 0.0))
+        for alike in by_layout(chosen)
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=train.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, num_steps: int, train: TrainSpec) -> LambdaLR:
@@ -41,6 +44,13 @@ def learning_rate_factor(step: int, num_steps: int, train: TrainSpec) -> float:
             return 1.0
 
 
+def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The 2-norm of all gradients as one vector, 0-d and the same on all ranks; of parts, all ranks have to ask."""
+    # Of parts, the norm comes as a DTensor that only a gathering makes a number.
+    norms = [whole(torch.nn.utils.get_total_norm(alike, foreach=True)) for alike in by_layout(gradients)]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
 def update(
     optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, clip_norm: float | None
 ) -> torch.Tensor:
@@ -61,8 +71,7 @@ def update(
         scaler.step(optimizer)
         scaler.update()
     else:
-        # Of parts, the norm comes as a DTensor that only a gathering makes a number; the kernel takes it for all of them.
-        norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
+        norm = total_norm(gradients)
         optimizer.grad_scale = None if clip_norm is None else torch.clamp(norm / clip_norm, min=1.0)  # type: ignore[attr-defined]
         optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         optimizer.step()

@@ -74,18 +74,18 @@ def passes(
     A rank without samples still takes part in the reduction: one sample, weighing nothing. Ranks that share a model go
     forward equally often, since each brings its part of the parameters to every pass.
     """
-    mine = [(part, 1.0) for part in batches.micro_batches(indices, world.rank)]
+    mine = [(part, 1.0) for part in batches.micro_batches(indices, world.dp_rank)]
     wanted = 1
     if isinstance(net, FSDPModule):
-        wanted = max(len(batches.micro_batches(indices, rank)) for rank in range(world.world_size))
+        wanted = max(len(batches.micro_batches(indices, rank)) for rank in range(world.dp_size))
     return mine + [(indices[:1], 0.0)] * (wanted - len(mine))
 
 
 def shares(
     order: np.ndarray, size: int, world: World, net: torch.nn.Module
 ) -> list[tuple[np.ndarray, float]]:
-    """This rank's part of samples that each is seen by one rank, cut into batches of `size`; as many as `passes` needs."""
-    mine = order[world.rank :: world.world_size]
+    """This rank's part of samples that each is seen by one rank (or `tp` group), cut into batches of `size`; as many as `passes` needs."""
+    mine = order[world.dp_rank :: world.dp_size]
     parts = [(mine[start : start + size], 1.0) for start in range(0, len(mine), size)]
-    wanted = math.ceil(math.ceil(len(order) / world.world_size) / size) if isinstance(net, FSDPModule) else 0
+    wanted = math.ceil(math.ceil(len(order) / world.dp_size) / size) if isinstance(net, FSDPModule) else 0
     return parts + [(order[:1], 0.0)] * (wanted - len(parts))

@@ -141,6 +141,7 @@ class Saver:
             "schema": 1,
             "step": state.step,
             "world_size": self._world.world_size,
+            "tp_size": self._world.tp_size,
             "global_batch": self._global_batch,
             "scaler": state.scaler.state_dict(),
             "held_out_loss": state.held_out[1] if state.held_out[0] == state.step else None,

@@ -1,4 +1,4 @@
-"""Models that no rank holds whole: FSDP2 as Transformers applies it, and what differs from a whole model.
+"""Models that no rank holds whole: FSDP2 and tensor parallelism as Transformers applies them, and what differs.
 
 Parameters are DTensors. Each rank creates its part on the device straight from the safetensors files: the model is built
 on the meta device, sharded, and each tensor's slice read (Transformers, ``distributed/sharding_utils.py``).
@@ -7,6 +7,7 @@ on the meta device, sharded, and each tensor's slice read (Transformers, ``distr
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,13 +28,23 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def by_layout(tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """The tensors, in their order, by how they lie on the ranks: what one operation on many tensors takes together."""
+    found: dict[Any, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        layout = (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
+        found.setdefault(layout, []).append(tensor)
+    return list(found.values())
+
+
 def sharding(spec: RunSpec, strategy: str, world: World, meta: torch.nn.Module) -> dict[str, Any]:
     """What `from_pretrained` takes to give each rank its part.
 
     Args:
         spec: the recipe.
-        strategy: fsdp or hsdp.
+        strategy: fsdp, hsdp or tp.
         world: all ranks share the model; with hsdp, those of a node, or each half of the ranks of a single node.
+            With tp, `tp_size` ranks split each matrix, and what they hold of it is sharded over the groups.
         meta: the model on the meta device, for the names of its layers.
 
     Raises:
@@ -45,7 +56,10 @@ def sharding(spec: RunSpec, strategy: str, world: World, meta: torch.nn.Module) 
         raise _old_transformers(error) from error
     if world.device.type == "cpu":
         _check_cpu(spec)
-    replicas = 1
+    replicas, split = 1, 1
+    if strategy == "tp":
+        split = tp_size(spec, world.world_size)
+        _check_plan(meta, split)
     if strategy == "hsdp":
         replicas = spec.resources.nodes if spec.resources.nodes > 1 else 2
         if world.world_size % replicas or world.world_size == replicas:
@@ -54,9 +68,12 @@ def sharding(spec: RunSpec, strategy: str, world: World, meta: torch.nn.Module) 
                 evidence=f"{replicas} replicas of at least 2 ranks each",
                 remedy="train.parallel=fsdp, or another number of ranks",
             )
+    parts = world.world_size // replicas // split
+    _check_tied(meta, parts, parts * split)
     try:
         config = DistributedConfig(
-            fsdp_size=world.world_size // replicas,
+            tp_size=split,
+            fsdp_size=parts,
             dp_replicate_size=replicas,
             fsdp_plan=layer_plan(meta),
             fsdp_cpu_offload=spec.train.cpu_offload,
@@ -65,6 +82,78 @@ def sharding(spec: RunSpec, strategy: str, world: World, meta: torch.nn.Module) 
     except TypeError as error:
         raise _old_transformers(error) from error
     return {"distributed_config": config}
+
+
+def tp_size(spec: RunSpec, world_size: int) -> int:
+    """Ranks that split each matrix: what the recipe says, else those of a node.
+
+    Raises:
+        SpecError: they don't divide the ranks of a node, between which alone the exchange in every layer is cheap.
+    """
+    local = max(1, world_size // spec.resources.nodes)
+    size = spec.train.tp_size or local
+    if local % size:
+        raise SpecError(
+            f"tp_size {size} does not fit the ranks",
+            evidence=f"a node has {local} ranks, which groups of {size} don't divide",
+            remedy=f"train.tp_size={local}, or another number of ranks",
+        )
+    return size
+
+
+def split_numel(meta: Any) -> int:
+    """Numbers in the weights that the model's plan for tensor parallelism splits."""
+    return sum(
+        parameter.numel()
+        for name, parameter in meta.named_parameters()
+        if not {_pattern(name), _pattern(name.rpartition(".")[0])}.isdisjoint(meta.tp_plan or {})
+    )
+
+
+def _pattern(name: str) -> str:
+    """A name with ``*`` for the numbers of layers, as plans have it."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+
+
+def _check_plan(meta: Any, size: int) -> None:
+    config = meta.config.get_text_config()
+    if not meta.tp_plan:
+        raise SpecError(
+            f"{meta.config.model_type} models can't be split by tensor parallelism",
+            evidence=f"Transformers has no plan for {type(meta).__name__} (base_model_tp_plan)",
+            remedy="train.parallel=fsdp",
+        )
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(config, name, None)
+        if heads is not None and heads % size:
+            raise SpecError(
+                f"the attention heads can't be dealt out over {size} ranks",
+                evidence=f"{name} is {heads}",
+                remedy="another train.tp_size, or train.parallel=fsdp",
+            )
+
+
+def _check_tied(meta: Any, parts: int, divisor: int) -> None:
+    """Where Transformers wraps the embedding and the tied head apart, PyTorch keeps one padded copy for each.
+
+    Of rows that divide evenly there is no padding and no copy. Otherwise the optimizer would update one of them only, and
+    the losses would be wrong from the second step on.
+    """
+    embedding, head = meta.get_input_embeddings(), meta.get_output_embeddings()
+    if (
+        parts == 1
+        or head is None
+        or embedding.weight is not head.weight
+        or len(embedding.weight) % divisor == 0
+    ):
+        return
+    name = next(name for name, module in meta.named_modules() if module is embedding)
+    if _pattern(name) in (meta.fsdp_plan or {}):
+        raise SpecError(
+            f"{meta.config.model_type} models with tied embeddings can't be cut into uneven parts",
+            evidence=f"{name} has {len(embedding.weight)} rows, which {divisor} ranks don't share evenly",
+            remedy="another number of ranks, or train.parallel=ddp",
+        )
 
 
 def layer_plan(meta: torch.nn.Module) -> dict[str, str]:
@@ -80,7 +169,7 @@ def layer_plan(meta: torch.nn.Module) -> dict[str, str]:
     if not names:
         lists = [(len(m), n) for n, m in meta.named_modules() if isinstance(m, torch.nn.ModuleList)]
         names = [f"{max(lists)[1]}.0"] if lists else []
-    return {re.sub(r"\.\d+(?=\.|$)", ".*", name): "free_full_weight" for name in names}
+    return {_pattern(name): "free_full_weight" for name in names}
 
 
 @torch.no_grad()

@@ -154,13 +154,13 @@ def train_step(job: Job, step: int) -> None:
                 lengths = torch.from_numpy(job.train.lengths[part]) if train.packing else None
                 part_loss, _, _ = model.loss_and_hits(job.net, batch, job.spec.task, lengths)
             part_loss = job.faults.on_loss(part_loss, step + 1)
-            # DDP averages over ranks; the loss is a mean over the samples (tokens) of all of them.
-            factor = counts * world.world_size / max(weight, 1) * job.faults.gradient_factor(step + 1)
+            # Gradients are averaged over what sees different samples; the loss is a mean over all samples (tokens).
+            factor = counts * world.dp_size / max(weight, 1) * job.faults.gradient_factor(step + 1)
             scaled = part_loss * factor
             if i == len(parts) - 1:
                 job.reporter.heart.enter("reducing")  # from here on it waits for its peers
             state.scaler.scale(scaled).backward()
-        loss += part_loss.detach() * counts
+        loss += part_loss.detach() * counts / world.tp_size
     job.saver.before_update()
     norm = update(state.optimizer, state.scaler, train.clip_norm)
     state.scheduler.step()
@@ -211,7 +211,7 @@ def evaluate(job: Job) -> None:
                 to_device(collate(tokens, part, job.loaded.pad_id), world.device),
                 job.spec.task,
             )
-        totals += torch.stack([loss.double(), hits.double()]) * counts
+        totals += torch.stack([loss.double(), hits.double()]) * counts / world.tp_size
         job.reporter.heart.enter("evaluating")
     dist.all_reduce(totals)
     job.loaded.model.train()

@@ -8,6 +8,7 @@ has. What weight decay has made of that row it would have made of each row outsi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,11 @@ def untrim(net: Any) -> None:
     embedding = net.get_input_embeddings()
     if isinstance(embedding, UsedRows):
         net.set_input_embeddings(embedding.whole())
+
+
+def is_trimmed(names: Iterable[str]) -> bool:
+    """Whether such parameters, or the tensors of such a checkpoint, are those of a trimmed model."""
+    return any(name.endswith(".used") for name in names)
 
 
 def rows_in_use(ids: np.ndarray, vocabulary: int, extra: set[int]) -> torch.Tensor:

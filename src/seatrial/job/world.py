@@ -27,6 +27,8 @@ class World:
     local_rank: int
     world_size: int
     device: torch.device
+    tp_size: int = 1
+    """Ranks that follow each other and split each matrix between them: they see the same samples."""
 
     @classmethod
     def from_env(cls, device: Device) -> World:
@@ -57,6 +59,16 @@ class World:
         return cls(
             rank=rank, local_rank=local_rank, world_size=world_size, device=torch.device("cuda", local_rank)
         )
+
+    @property
+    def dp_rank(self) -> int:
+        """Which part of a global batch this rank sees."""
+        return self.rank // self.tp_size
+
+    @property
+    def dp_size(self) -> int:
+        """How many ranks, or groups of them, see different samples."""
+        return self.world_size // self.tp_size
 
     @property
     def is_main(self) -> bool:

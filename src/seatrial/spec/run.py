@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Task = Literal["text-classification", "image-classification", "causal-lm"]
+SHARDED = ("fsdp", "hsdp", "tp")
+"""Ways to share a model in which no rank holds it whole."""
 
 
 def is_classification(task: str) -> bool:
@@ -97,8 +99,10 @@ class TrainSpec(_Section):
     """Arithmetic of the forward pass; weights stay fp32."""
     tf32: bool = False
     """Let fp32 matrix products use TF32 where the GPU has it."""
-    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
-    """How ranks share the model: ddp holds it whole on each, fsdp a part of it on each, hsdp a part on each of a node; auto is ddp where it fits, else fsdp."""
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp", "tp"] = "auto"
+    """How ranks share the model: ddp holds it whole on each, fsdp a part of it on each, hsdp a part on each of a node, tp splits each matrix between tp_size ranks; auto is ddp where it fits, else fsdp."""
+    tp_size: Annotated[int, Field(ge=2)] | None = None
+    """With tp: ranks that split each matrix and see the same samples; fsdp across groups of them [default: the ranks of a node]."""
     cpu_offload: bool = False
     """With fsdp or hsdp on GPUs: keep weights and optimizer state in the machine's memory."""
     activation_checkpointing: bool = False
@@ -142,16 +146,18 @@ class TrainSpec(_Section):
     def _parts_fit_together(self) -> TrainSpec:
         if self.global_batch is not None and self.grad_accumulation != 1:
             raise ValueError("global_batch decides grad_accumulation: give one of them")
-        if self.precision == "fp16" and self.parallel in ("fsdp", "hsdp"):
+        if self.precision == "fp16" and self.parallel in SHARDED:
             raise ValueError(f"precision fp16 and parallel {self.parallel} don't go together: use bf16")
         if self.cpu_offload and self.parallel not in ("fsdp", "hsdp"):
             raise ValueError("cpu_offload needs parallel fsdp or hsdp")
-        if self.compile != "off" and (self.packing or self.parallel in ("fsdp", "hsdp")):
+        if self.tp_size is not None and self.parallel != "tp":
+            raise ValueError("tp_size needs parallel tp")
+        if self.compile != "off" and (self.packing or self.parallel in SHARDED):
             raise ValueError("compile goes with padded batches and parallel ddp: train.compile=off")
         return self
 
     def samples_per_step(self, world_size: int) -> int:
-        """The global batch on so many ranks."""
+        """The global batch on so many ranks; those that see the same samples count as one."""
         micro = DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
         return self.global_batch or micro * self.grad_accumulation * world_size
 
@@ -269,7 +275,7 @@ class RunSpec(_Section):
 
     @model_validator(mode="after")
     def _adapters_are_whole(self) -> RunSpec:
-        if self.adapter is not None and self.train.parallel in ("fsdp", "hsdp"):
+        if self.adapter is not None and self.train.parallel in SHARDED:
             raise ValueError(f"adapter and train.parallel={self.train.parallel} don't go together: use ddp")
         return self
 
