@@ -64,6 +64,14 @@ def test_a_head_that_reads_all_tokens_keeps_the_layer_whole() -> None:
     torch.testing.assert_close(net(**batch()).logits, before)
 
 
+def test_a_head_that_says_nothing_is_not_trusted() -> None:
+    """Zeros agree with everything; so would a bias that hides the rest."""
+    net = classifier("bert")
+    torch.nn.init.zeros_(net.classifier.weight)
+    torch.nn.init.constant_(net.classifier.bias, 100.0)
+    assert not enable(net)
+
+
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
