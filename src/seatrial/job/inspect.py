@@ -6,14 +6,12 @@ the data is to be prepared as well: then it is in the cache, tokenised or resize
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from seatrial.errors import SeatrialError
-from seatrial.job import adapters, data, images, inputs, model
-from seatrial.spec.load import read_spec
+from seatrial.job import adapters, images, inputs, model
+from seatrial.job.answer import answer
 from seatrial.spec.run import RunSpec
 
 
@@ -46,16 +44,7 @@ def inspect(spec: RunSpec, *, prepare: bool) -> dict[str, Any]:
 
 def main() -> int:
     """0 with facts, or the error's exit code with the error."""
-    spec = read_spec(Path(sys.argv[1]))
-    assert isinstance(spec, RunSpec)
-    data.quiet_libraries()
-    model.quiet_libraries()
-    try:
-        print(json.dumps({"facts": inspect(spec, prepare="--prepare" in sys.argv[2:])}))  # noqa: T201 - this is the output
-    except SeatrialError as error:
-        print(json.dumps({"error": error.to_dict()}))  # noqa: T201 - this is the output
-        return int(error.exit_code)
-    return 0
+    return answer(Path(sys.argv[1]), lambda spec: inspect(spec, prepare="--prepare" in sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ error in three parts. The model is built without weights; forward and backward p
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from seatrial.errors import SeatrialError, SpecError
+from seatrial.errors import SpecError
 from seatrial.job import adapters, data, model
 from seatrial.job.activations import Subject, activations, build_meta
+from seatrial.job.answer import answer
 from seatrial.job.sharded import layer_plan, split_numel, tp_size
 from seatrial.job.world import World
 from seatrial.runs.plan import Device
-from seatrial.spec.load import read_spec
 from seatrial.spec.run import DEFAULT_BATCH_SIZE, AdapterSpec, RunSpec
 
 USABLE = 0.9
@@ -300,16 +299,7 @@ def main() -> int:
     parser.add_argument("--local-world-size", type=int, required=True)
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     args = parser.parse_args()
-    spec = read_spec(args.spec)
-    assert isinstance(spec, RunSpec)
-    data.quiet_libraries()
-    model.quiet_libraries()
-    try:
-        print(json.dumps({"facts": estimate(spec, args.world_size, args.local_world_size, args.device)}))  # noqa: T201
-    except SeatrialError as error:
-        print(json.dumps({"error": error.to_dict()}))  # noqa: T201 - this is the output
-        return int(error.exit_code)
-    return 0
+    return answer(args.spec, lambda spec: estimate(spec, args.world_size, args.local_world_size, args.device))
 
 
 if __name__ == "__main__":
