@@ -91,6 +91,17 @@ def test_the_trial_decides_and_leaves_no_trace(
     assert reason in read_evidence(reporter.paths.evidence)[0].message
 
 
+def test_a_rank_with_fewer_passes_goes_along(reporter: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that returned on its own account would leave the others waiting for it."""
+    monkeypatch.setattr(compiling, "time", CLOCK)
+    hours = 1e5
+    monkeypatch.setattr(
+        compiling, "_of_rank_0", lambda value, _: hours if isinstance(value, float) else value
+    )
+    net = Net(0.01, 0.001)
+    assert compiling.decide(net, net.one_pass, 0, "auto", WORLD, reporter)["used"]
+
+
 def test_a_later_attempt_keeps_the_decision(reporter: Reporter) -> None:
     """Though the machine that it runs on would decide otherwise."""
     reporter.attempt.root.mkdir(parents=True, exist_ok=True)

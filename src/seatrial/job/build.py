@@ -93,12 +93,15 @@ def build(
     batches = BatchPlan.of(resolved, train_tokens.lengths, world.dp_size, kept_batch)
     reporter.facts(global_batch=batches.global_batch)
     num_steps = batches.num_steps(spec.train.epochs, spec.train.max_steps)
-    if spec.train.compile != "off" and not is_sharded(loaded.model):
+    if is_sharded(loaded.model) and spec.train.compile != "off":
+        # Only auto leads here: asked for together, the recipe is refused.
+        reporter.facts(compile={"used": False, "reason": "the model is sharded"})
+    elif spec.train.compile != "off":
         parts = compiling.first_batches(batches, num_steps, world.rank)
         one_pass = compiling.pass_over(parts, spec, loaded, train_tokens, world)
         num_passes = num_steps * len(batches.micro_batches(batches.indices(0), world.rank))
-        found_best = compiling.decide(loaded.model, one_pass, num_passes, spec.train.compile, world, reporter)
-        reporter.facts(compile=found_best)
+        decision = compiling.decide(loaded.model, one_pass, num_passes, spec.train.compile, world, reporter)
+        reporter.facts(compile=decision)
     net = parallelize(loaded.model, world)
     optimizer = make_optimizer(loaded.model, spec.train)
     state = TrainState(

@@ -106,7 +106,8 @@ def eagerly(net: torch.nn.Module) -> Iterator[None]:
 
 def _tried(net: torch.nn.Module, one_pass: Pass, num_passes: int, world: World) -> dict[str, Any]:
     eager_s = _seconds(one_pass, world)
-    left_s = _of_rank_0(eager_s, world) * num_passes
+    # The product, since ranks make unequal numbers of passes, and all have to go on to the same exchange.
+    left_s = _of_rank_0(eager_s * num_passes, world)
     if left_s < _WORTH_TRYING_S:
         return {
             "used": False,
@@ -119,7 +120,7 @@ def _tried(net: torch.nn.Module, one_pass: Pass, num_passes: int, world: World) 
         one_pass(0)
         compile_s = time.perf_counter() - began
         compiled_s = _seconds(one_pass, world)
-        reason, error = "", None
+        error = None
     except Exception as failure:  # of whatever kind: a missing compiler, a model that it can't trace
         compile_s, compiled_s = time.perf_counter() - began, float("inf")
         error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"

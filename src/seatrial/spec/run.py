@@ -284,7 +284,7 @@ class RunSpec(_Section):
         data, train = self.data, self.train
         if self.task == "image-classification":
             given = {"data.text": data.text, "data.max_length": data.max_length, "train.batch_tokens": train.batch_tokens,
-                     "train.packing": train.packing or None}  # fmt: skip
+                     "train.packing": train.packing or None, "data.streaming": data.streaming or None}  # fmt: skip
             remark = "which is for texts"
         else:
             given = {
