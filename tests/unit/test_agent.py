@@ -10,7 +10,7 @@ import pytest
 from seatrial.errors import SpecError
 from seatrial.job.agent import stop_time
 from seatrial.job.environment import outer_environment, rank_environment, warm_environment
-from seatrial.job.heartbeat import Beat, Heart, Watch
+from seatrial.job.heartbeat import Beat, FileBeats, Heart, Watch
 from seatrial.job.restarts import Restarts
 from seatrial.runs.plan import LaunchPlan
 
@@ -31,7 +31,8 @@ class Ranks:
     def __init__(self, tmp_path: Path) -> None:
         self.clock = Clock()
         self.paths = [tmp_path / f"rank_{rank}" for rank in range(3)]
-        self.watch = Watch(self.paths, 10, self.clock, lambda pid: pid == self.halted)
+        beats = FileBeats(dict(enumerate(self.paths)), lambda pid: pid == self.halted)
+        self.watch = Watch(beats, 3, 10, self.clock)
         self.halted = 0
         self.hearts = [Heart(path) for path in self.paths]
 
@@ -118,7 +119,7 @@ class TestHeartbeat:
 
     def test_beats_of_earlier_ranks_do_not_count(self, tmp_path: Path) -> None:
         Heart(tmp_path / "r").beat(99)
-        watch = Watch([tmp_path / "r"], 10, Clock())
+        watch = Watch(FileBeats({0: tmp_path / "r"}), 1, 10, Clock())
         assert watch.look() is None and watch.step == 0
 
 

@@ -1,7 +1,8 @@
 """The node agent: ``python -m seatrial.job.agent RUN_DIR --attempt K``. The same on every platform.
 
-It holds the run directory, starts each stage's ranks, watches them, starts them again, passes on requests to stop,
-ends what it started, and writes how it went. It imports no torch, and lives as long as the attempt.
+One runs on each node. The first node's holds the run directory, starts each stage's ranks on all nodes, watches them,
+starts them again, passes on requests to stop, ends what was started, and writes how it went; the others do their part
+of what it says. It imports no torch, and lives as long as the attempt.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from seatrial.errors import ExitCode, SeatrialError, SpecError
-from seatrial.job.gang import Gang, WarmProcess, gang_of
+from seatrial.job import gather
+from seatrial.job.gang import WarmProcess
 from seatrial.job.heartbeat import Frozen, Watch
-from seatrial.job.processes import adopt_orphans, end_descendants
+from seatrial.job.link import meeting_from
+from seatrial.job.nodes import Nodes
+from seatrial.job.processes import adopt_orphans
 from seatrial.job.restarts import Restarts
-from seatrial.job.stack import ask_for_stack
-from seatrial.job.verdict import first_failure, frozen_failure, missing_finishes
+from seatrial.job.verdict import Account, first_failure, frozen_failure
 from seatrial.runs import lock
 from seatrial.runs.files import append_json_line, write_json
 from seatrial.runs.manifest import now
@@ -35,19 +40,26 @@ DEADLINE = "SEATRIAL_DEADLINE"
 _POLL_S = 0.1
 _LOOK_EVERY_S = 1.0
 _FORCE_MARGIN_S = 10
+_LOCK_PATIENCE_S = 60.0
+"""Of an attempt that a scheduler has started: the kernel of a node that died may hold on to the lock for a while."""
 
 
 def main() -> int:
-    """Runs the stages of one attempt; the exit code is the attempt's."""
+    """Runs this node's part of the stages of one attempt; the exit code is the attempt's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument(
+        "--node-rank-from", metavar="VARIABLE", help="environment variable with the node rank"
+    )
     args = parser.parse_args()
-    return run_attempt(args.run_dir, args.attempt)
+    if args.node_rank_from is None:
+        return run_attempt(args.run_dir, args.attempt)
+    return run_node(args.run_dir, args.attempt, int(os.environ[args.node_rank_from]))
 
 
 def run_attempt(run_dir: Path, attempt: int, warm: WarmProcess | None = None) -> int:
-    """Runs one attempt; the exit code is the attempt's.
+    """Runs one attempt on this node alone; the exit code is the attempt's.
 
     Args:
         run_dir: the run.
@@ -57,7 +69,24 @@ def run_attempt(run_dir: Path, attempt: int, warm: WarmProcess | None = None) ->
     plan = read_plan(run_dir, attempt)
     try:
         with lock.hold(RunPaths(plan.run_dir).lock, f"attempt {plan.attempt}"):
-            return int(Agent(plan).run(warm))
+            return int(Agent(plan, lambda given_up: gather.alone(plan, warm)).run())
+    except SeatrialError as error:
+        say(f"error: {error}")
+        return int(error.exit_code)
+
+
+def run_node(run_dir: Path, attempt: int, node_rank: int) -> int:
+    """Runs this node's part of an attempt that a scheduler started; the exit code is the attempt's on the first node."""
+    meeting = meeting_from(os.environ)
+    adopt_orphans()
+    try:
+        if node_rank == 0:
+            plan = read_plan(run_dir, attempt)
+            with lock.hold(RunPaths(plan.run_dir).lock, f"attempt {attempt}", _LOCK_PATIENCE_S):
+                lead = partial(gather.lead, plan, meeting, say)
+                return int(Agent(plan, lead, scheduled=True).run())
+        assert meeting is not None
+        return int(gather.follow(run_dir, attempt, node_rank, meeting))
     except SeatrialError as error:
         say(f"error: {error}")
         return int(error.exit_code)
@@ -70,16 +99,22 @@ def say(text: str) -> None:
 
 @dataclass
 class Agent:
-    """One attempt on this node."""
+    """One attempt, led from this node."""
 
     plan: LaunchPlan
+    gather: Callable[[Callable[[], bool]], Nodes]
+    """Brings the nodes together, or gives up once what it is given says so."""
+    scheduled: bool = False
+    """Whether a scheduler started it, which sends its signals more than once."""
     stages: list[dict[str, Any]] = field(default_factory=list)
-    gang: Gang | None = None
+    nodes: Nodes | None = None
     stop_signal: int | None = None
     stop_asked_at: float = 0.0
+    stop_reason: str = ""
+    passed_on: bool = False
     started: str = field(default_factory=now)
 
-    def run(self, warm: WarmProcess | None = None) -> ExitCode:
+    def run(self) -> ExitCode:
         """All stages in order, to the first that does not end well."""
         paths = RunPaths(self.plan.run_dir)
         self.attempt = paths.attempt(self.plan.attempt)
@@ -88,14 +123,22 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
         self.stop_at = stop_time(self.plan, os.environ.get(DEADLINE))
-        self.gang = gang_of(self.plan, warm)
         failure = None
-        for stage in self.plan.stages:
-            failure = self._run_stage(stage)
-            if failure is not None or self.stop_signal is not None:
-                break
-        self.gang.close()
-        end_descendants()
+        try:
+            self.nodes = self.gather(lambda: self.stop_signal is not None)
+            for stage in self.plan.stages:
+                failure = self._run_stage(stage)
+                if failure is not None or self.stop_signal is not None:
+                    break
+        except gather.GivenUpError:
+            say("asked to stop before all nodes were here")
+        except SeatrialError as error:
+            say(f"error: {error}")
+            failure = error.to_dict() | {"rank": None, "last_lines": [], "told": True}
+        finally:
+            if self.nodes is not None:
+                self.nodes.end(0.5)
+                self.nodes.close()
         return self._write_exit(failure)
 
     def _run_stage(self, stage: Stage) -> dict[str, Any] | None:
@@ -121,33 +164,29 @@ class Agent:
         self, stage: Stage, restart: int, record: dict[str, Any]
     ) -> tuple[dict[str, Any] | None, int]:
         """One start of all ranks. Returns the failure, and the highest step that a rank had begun."""
-        assert self.gang is not None
-        self.attempt.failures.mkdir(exist_ok=True)
-        say(f"stage {stage.name}: {self.plan.nproc} ranks on {socket.gethostname()} by {self.plan.launcher}")
-        watch = Watch(
-            [self.attempt.heartbeat(rank) for rank in range(self.plan.world_size)],
-            self.plan.hang_timeout_s or float("inf"),
-        )
-        self.gang.start(stage, restart)
-        if self.stop_signal is not None:
-            self.gang.ask()  # asked while there was nobody to pass it on to
-        code, frozen = self._wait(watch)
-        left = end_descendants(spare=self.gang.spared())
+        assert self.nodes is not None
+        what = f"{self.plan.nproc} ranks on {self.plan.nodes} nodes" if self.plan.nodes > 1 else (
+            f"{self.plan.nproc} ranks on {socket.gethostname()}")  # fmt: skip
+        say(f"stage {stage.name}: {what} by {self.plan.launcher}")
+        self.nodes.start(stage, restart)
+        watch = Watch(self.nodes, self.plan.world_size, self.plan.hang_timeout_s or float("inf"))
+        self.passed_on = False
+        accounts, frozen = self._wait(watch)
+        left = [process for account in accounts for process in account.left_behind]
         if left:
             say(f"ended what stage {stage.name} left behind: {left}")
-        record |= {"returncode": code, "left_behind": left}
+        record |= {"returncode": max(account.returncode for account in accounts), "left_behind": left}
         if frozen is not None:
             return frozen_failure(self.attempt, frozen, self.stack), watch.step
-        if code != 0:
-            return first_failure(self.attempt, stage.name, code, self.gang.log), watch.step
-        return missing_finishes(self.attempt, stage, self.plan.world_size), watch.step
+        return first_failure(self.attempt, stage, accounts), watch.step
 
-    def _wait(self, watch: Watch) -> tuple[int, Frozen | None]:
+    def _wait(self, watch: Watch) -> tuple[list[Account], Frozen | None]:
         """To the end of the ranks, which a frozen rank or impatience brings about."""
-        assert self.gang is not None
+        assert self.nodes is not None
         frozen, look_at = None, 0.0
-        while (code := self.gang.wait(_POLL_S)) is None:
+        while (accounts := self.nodes.wait(_POLL_S)) is None:
             self._keep_deadline()
+            self._pass_on()
             self._enforce_grace()
             if time.monotonic() < look_at or frozen is not None:
                 continue
@@ -155,10 +194,10 @@ class Agent:
             frozen = watch.look()
             if frozen is not None:
                 say(f"rank {frozen.rank} is frozen: {frozen}")
-                self.stack = ask_for_stack(self.attempt.rank_log(frozen.rank), frozen)
-                end_descendants(grace_s=0.5, spare=self.gang.spared())
+                self.stack = self.nodes.stack(frozen)
+                self.nodes.end(0.5)
         watch.look()
-        return code, frozen
+        return accounts, frozen
 
     def _note_restart(self, stage: Stage, row: dict[str, Any], restart: int) -> None:
         """The failure goes on record, and out of the way of the next one."""
@@ -181,33 +220,39 @@ class Agent:
         return self.stop_signal is not None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal is not None:
-            # Asked twice: no more patience.
+        if self.stop_signal is None:
+            self._ask_to_stop(number, "signal")
+        elif number == signal.SIGINT or not self.scheduled:
+            # Asked twice: no more patience. A scheduler repeats itself, and kills when its own patience ends.
             self.stop_asked_at = 0.0
-            return
-        self._ask_to_stop(number, "signal")
 
     def _ask_to_stop(self, number: int, reason: str) -> None:
         self.stop_signal = number
         self.stop_asked_at = time.monotonic()
-        # The ranks look for this file: with it they save and stop together, without it a peer has died.
-        write_json(
-            self.attempt.stop_request,
-            {"schema": 1, "signal": signal.Signals(number).name, "reason": reason, "time": now()},
-        )
-        if self.gang is not None:
-            self.gang.ask()
+        self.stop_reason = reason
+
+    def _pass_on(self) -> None:
+        """Not in the signal's handler: a message to another node may be half sent."""
+        if self.stop_signal is None or self.passed_on or self.nodes is None:
+            return
+        self.passed_on = True
+        name = signal.Signals(self.stop_signal).name
+        self.nodes.ask({"schema": 1, "signal": name, "reason": self.stop_reason, "time": now()})
 
     def _keep_deadline(self) -> None:
-        if self.stop_signal is None and time.monotonic() > self.stop_at:
+        if self.stop_signal is not None:
+            return
+        if self.nodes is not None and self.nodes.wish is not None:
+            self._ask_to_stop(self.nodes.wish, "signal to another node")
+        elif time.monotonic() > self.stop_at:
             say("the deadline is near: asking the ranks to save and stop")
             self._ask_to_stop(signal.SIGTERM, "deadline")
 
     def _enforce_grace(self) -> None:
-        if self.stop_signal is not None:
+        if self.stop_signal is not None and self.nodes is not None:
             patience = self.plan.grace_s + _FORCE_MARGIN_S if self.stop_asked_at else 0
             if time.monotonic() - self.stop_asked_at > patience:
-                end_descendants(grace_s=0.5)
+                self.nodes.end(0.5)
 
     def _write_exit(self, failure: dict[str, Any] | None) -> ExitCode:
         # Ranks that were asked to stop end with codes and signals of their own; only what one of them tells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan
@@ -12,6 +13,7 @@ from seatrial.runs.plan import LaunchPlan
 _STALE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME",
           "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
 _STALE_PREFIXES = ("PET_", "TORCHELASTIC_")
+_OF_AGENTS = ("SEATRIAL_LEAD", "SEATRIAL_LINK_TOKEN", "SEATRIAL_HOSTS", "SEATRIAL_CHECK_IN_S")
 _WARM = {
     # Threads that libraries would start when they are imported, and CUDA, which must not be asked before the fork.
     "OPENBLAS_NUM_THREADS": "1",
@@ -19,6 +21,21 @@ _WARM = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 _OUTER = "SEATRIAL_OUTER_"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which node this is, and where the ranks of all nodes meet."""
+
+    node_rank: int = 0
+    address: str = "127.0.0.1"
+    """Of rank 0's node."""
+    interface: str | None = None
+    """The network interface that reaches the other nodes, where there are any."""
+
+    def ranks(self, plan: LaunchPlan) -> range:
+        """The ranks of this node."""
+        return range(self.node_rank * plan.nproc, (self.node_rank + 1) * plan.nproc)
 
 
 def warm_environment(outer: Mapping[str, str], threads: int) -> dict[str, str]:
@@ -37,15 +54,22 @@ def outer_environment(warm: Mapping[str, str]) -> dict[str, str]:
     return outer
 
 
-def rank_environment(plan: LaunchPlan, outer: Mapping[str, str], restart: int = 0) -> dict[str, str]:
+def rank_environment(
+    plan: LaunchPlan, outer: Mapping[str, str], restart: int = 0, place: Place | None = None
+) -> dict[str, str]:
     """What all ranks share: the agent's environment, without what another launcher left in it.
 
     Args:
         plan: the attempt's.
         outer: the environment of the agent.
         restart: how often the ranks have been started again.
+        place: this node's.
     """
-    env = {k: v for k, v in outer.items() if k not in _STALE and not k.startswith(_STALE_PREFIXES)}
+    dropped = (*_STALE, *_OF_AGENTS)
+    env = {k: v for k, v in outer.items() if k not in dropped and not k.startswith(_STALE_PREFIXES)}
+    if place is not None and place.interface is not None:
+        # Gloo takes the address that the host's own name stands for, which may be a loopback.
+        env.setdefault("GLOO_SOCKET_IFNAME", place.interface)
     return env | {
         "OMP_NUM_THREADS": str(plan.threads),
         # Newer torchrun reads the first, all read the second.
@@ -59,17 +83,21 @@ def rank_environment(plan: LaunchPlan, outer: Mapping[str, str], restart: int = 
     }
 
 
-def rank_variables(plan: LaunchPlan, local_rank: int, port: int, restart: int) -> dict[str, str]:
+def rank_variables(
+    plan: LaunchPlan, place: Place, local_rank: int, port: int, restart: int
+) -> dict[str, str]:
     """What torchrun sets for each rank (``torch.distributed.elastic.agent.server.local_elastic_agent``).
 
     Of the store, rank 0 is the host itself: ``TORCHELASTIC_USE_AGENT_STORE`` is False.
     """
-    rank, world = str(local_rank), str(plan.world_size)
-    error_file = RunPaths(plan.run_dir).attempt(plan.attempt).failures / f"error_{local_rank:05d}.json"
+    number = place.ranks(plan)[local_rank]
+    rank, world = str(number), str(plan.world_size)
+    error_file = RunPaths(plan.run_dir).attempt(plan.attempt).failures / f"error_{number:05d}.json"
     return {
-        "RANK": rank, "LOCAL_RANK": rank, "ROLE_RANK": rank, "GROUP_RANK": "0", "ROLE_NAME": "default",
+        "RANK": rank, "LOCAL_RANK": str(local_rank), "ROLE_RANK": rank, "GROUP_RANK": str(place.node_rank),
+        "ROLE_NAME": "default",
         "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": str(plan.nproc), "ROLE_WORLD_SIZE": world,
-        "GROUP_WORLD_SIZE": str(plan.nodes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "GROUP_WORLD_SIZE": str(plan.nodes), "MASTER_ADDR": place.address, "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": str(restart),
         "TORCHELASTIC_MAX_RESTARTS": str(plan.max_restarts), "TORCHELASTIC_USE_AGENT_STORE": "False",
         "TORCHELASTIC_ERROR_FILE": str(error_file),

@@ -18,6 +18,9 @@ from typing import Any
 
 import psutil
 
+from seatrial import command
+from seatrial.errors import PlatformError
+
 _GIB = 2**30
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME",
               "TOKENIZERS_PARALLELISM", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # fmt: skip
@@ -57,6 +60,18 @@ def machine() -> dict[str, Any]:
         "shm_gib": None if shm is None else round(shm.total / _GIB, 3),
         "shm_free_gib": None if shm is None else round(shm.free / _GIB, 3),
         "nvidia_driver": _driver(),
+    }
+
+
+def node_facts() -> dict[str, Any]:
+    """What is kept of each node of an attempt. Imports no torch."""
+    packages = {name: _version(name) for name in ("seatrial", "torch", "transformers")}
+    return {
+        **machine(),
+        "limits": limits(),
+        "gpus": _listed_gpus(),
+        "python": sys.version.split()[0],
+        "packages": packages,
     }
 
 
@@ -115,6 +130,22 @@ def _cpu_model() -> str:
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
         platform.machine(),
     )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _listed_gpus() -> list[str]:
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name,driver_version", "--format=csv,noheader"]
+    try:
+        done = command.run(query, timeout_s=30)
+    except PlatformError:
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
 
 
 def _driver() -> str | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from seatrial import command
 from seatrial.errors import PlatformError, from_dict
-from seatrial.job.environment import rank_environment, warm_environment
+from seatrial.job.environment import Place, rank_environment, warm_environment
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan, Stage
 
@@ -23,8 +24,8 @@ class Gang(Protocol):
     log: Path
     """What the launcher of the ranks itself printed."""
 
-    def start(self, stage: Stage, restart: int) -> None:
-        """Starts all ranks of a stage of the plan."""
+    def start(self, stage: Stage, restart: int, port: int) -> None:
+        """Starts this node's ranks of a stage of the plan; those of all nodes meet at `port` of the first."""
 
     def wait(self, timeout_s: float) -> int | None:
         """0 when every rank has ended with 0, another number when one has not; None while they run.
@@ -43,25 +44,27 @@ class Gang(Protocol):
         """No more stages will come."""
 
 
-def gang_of(plan: LaunchPlan, warm: WarmProcess | None = None) -> Gang:
+def gang_of(plan: LaunchPlan, place: Place, warm: WarmProcess | None = None) -> Gang:
     """The launcher that the plan names; `warm` is its warm process where one was started ahead."""
-    return TorchrunGang(plan) if plan.launcher == "torchrun" else WarmGang(plan, warm)
+    return TorchrunGang(plan, place) if plan.launcher == "torchrun" else WarmGang(plan, place, warm)
 
 
 class TorchrunGang:
     """One torchrun for each start."""
 
-    def __init__(self, plan: LaunchPlan) -> None:
+    def __init__(self, plan: LaunchPlan, place: Place) -> None:
         self._plan = plan
+        self._place = place
         self._attempt = RunPaths(plan.run_dir).attempt(plan.attempt)
         self._process: command.Process | None = None
-        self.log = self._attempt.logs / "torchrun.log"
+        self.log = self._attempt.launcher_log("torchrun", place.node_rank)
 
-    def start(self, stage: Stage, restart: int) -> None:  # noqa: D102
+    def start(self, stage: Stage, restart: int, port: int) -> None:  # noqa: D102
+        failures = self._attempt.launcher_failures(self._place.node_rank)
         self._process = command.start(
-            torchrun_argv(self._plan, stage, self._attempt.launcher_failures(0), free_port()),
+            torchrun_argv(self._plan, self._place, stage, failures, port),
             log=self.log,
-            env=rank_environment(self._plan, os.environ, restart),
+            env=rank_environment(self._plan, os.environ, restart, self._place),
             cwd=self._plan.cwd,
         )
 
@@ -94,19 +97,20 @@ class WarmProcess:
 class WarmGang:
     """Forks of one warm process, which is started at once and imports while nothing is asked of it yet."""
 
-    def __init__(self, plan: LaunchPlan, warm: WarmProcess | None = None) -> None:
+    def __init__(self, plan: LaunchPlan, place: Place, warm: WarmProcess | None = None) -> None:
         self._plan = plan
-        self.log = RunPaths(plan.run_dir).attempt(plan.attempt).logs / "warm.log"
+        self._place = place
+        self.log = RunPaths(plan.run_dir).attempt(plan.attempt).launcher_log("warm", place.node_rank)
         self._number = 0
         self._warm = warm or self._new()
 
-    def start(self, stage: Stage, restart: int) -> None:  # noqa: D102
+    def start(self, stage: Stage, restart: int, port: int) -> None:  # noqa: D102
         self._number += 1
         if self._warm.process.poll() is not None:
             self._warm = self._new()
         self._send(
             {"do": "gang", "number": self._number, "run_dir": str(self._plan.run_dir), "attempt": self._plan.attempt,
-             "stage": self._plan.stages.index(stage), "restart": restart, "port": free_port()}
+             "stage": self._plan.stages.index(stage), "restart": restart, "port": port, "place": asdict(self._place)}
         )  # fmt: skip
 
     def wait(self, timeout_s: float) -> int | None:  # noqa: D102
@@ -141,13 +145,13 @@ class WarmGang:
             return  # it has died, and `wait` says so
 
 
-def torchrun_argv(plan: LaunchPlan, stage: Stage, failures: Path, port: int) -> list[str]:
+def torchrun_argv(plan: LaunchPlan, place: Place, stage: Stage, failures: Path, port: int) -> list[str]:
     """torchrun with a static rendezvous: no guess at who is the host, one known port."""
     return [
         plan.python, "-m", "seatrial.job.torchrun", str(failures),
-        f"--nnodes={plan.nodes}", f"--nproc-per-node={plan.nproc}", "--node-rank=0",
-        "--master-addr=127.0.0.1", f"--master-port={port}", "--max-restarts=0",
-        f"--log-dir={failures.parent / 'torchrun'}",  # else it leaves a directory in /tmp at each start
+        f"--nnodes={plan.nodes}", f"--nproc-per-node={plan.nproc}", f"--node-rank={place.node_rank}",
+        f"--master-addr={place.address}", f"--master-port={port}", "--max-restarts=0",
+        f"--log-dir={failures.parent / f'torchrun_{place.node_rank}'}",  # else it leaves a directory in /tmp at each start
         "-m", "seatrial.job.rank", str(RunPaths(plan.run_dir).attempt(plan.attempt).root), "--", *stage.argv,
     ]  # fmt: skip
 

@@ -11,9 +11,10 @@ import faulthandler
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from seatrial.job.processes import is_halted
 
@@ -87,8 +88,14 @@ class Beat:
     @classmethod
     def read(cls, path: Path) -> Beat | None:
         """The beat in `path`; None where there is none yet."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            line = path.read_text()
+        with contextlib.suppress(FileNotFoundError):
+            return cls.parse(path.read_text())
+        return None
+
+    @classmethod
+    def parse(cls, line: str) -> Beat | None:
+        """The beat that a line tells; None for half a line."""
+        with contextlib.suppress(ValueError):
             pid, step, part, begun, _, _, phase = line.split(maxsplit=6)
             return cls(int(pid), int(step), int(part), int(begun), phase.strip(), line)
         return None
@@ -106,44 +113,69 @@ class Frozen:
     """Where the other ranks are, in words."""
 
 
+class Beats(Protocol):
+    """Where beats come from."""
+
+    def beat(self, rank: int) -> Beat | None:
+        """What a rank said last; None when it has said nothing yet."""
+
+    def halted(self, rank: int) -> bool:
+        """Whether the kernel holds the rank, as after SIGSTOP."""
+
+
+class FileBeats:
+    """The beats of the ranks of this node.
+
+    Args:
+        paths: heartbeat files by rank; removed, since they are of earlier ranks.
+        is_halted: whether the kernel holds a process (by pid).
+    """
+
+    def __init__(self, paths: Mapping[int, Path], is_halted: Callable[[int], bool] = is_halted) -> None:
+        self._paths = paths
+        self._is_halted = is_halted
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+
+    def beat(self, rank: int) -> Beat | None:  # noqa: D102
+        return Beat.read(self._paths[rank])
+
+    def halted(self, rank: int) -> bool:  # noqa: D102
+        beat = self.beat(rank)
+        return beat is not None and self._is_halted(beat.pid)
+
+
 class Watch:
     """Looks for a rank that makes no progress.
 
     Args:
-        paths: the ranks' heartbeat files, by rank; removed, since they are of earlier ranks.
+        beats: where the ranks are.
+        num_ranks: how many there are.
         timeout_s: longest silence of a rank that is well.
         clock: seconds that never jump.
-        halted: whether the kernel holds a process (by pid), as after SIGSTOP.
     """
 
     def __init__(
-        self,
-        paths: Sequence[Path],
-        timeout_s: float,
-        clock: Callable[[], float] = time.monotonic,
-        halted: Callable[[int], bool] = is_halted,
+        self, beats: Beats, num_ranks: int, timeout_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._paths = paths
+        self._source = beats
         self._timeout_s = timeout_s
         self._clock = clock
-        self._halted = halted
-        self._beats: list[Beat | None] = [None] * len(paths)
-        self._changed = [clock()] * len(paths)
-        for path in paths:
-            path.unlink(missing_ok=True)
+        self._beats: list[Beat | None] = [None] * num_ranks
+        self._changed = [clock()] * num_ranks
 
     def look(self) -> Frozen | None:
         """The rank that is furthest behind, once some rank has been silent for too long."""
         now = self._clock()
-        for rank, path in enumerate(self._paths):
-            beat = Beat.read(path)
+        for rank in range(len(self._beats)):
+            beat = self._source.beat(rank)
             if beat is not None and (self._beats[rank] is None or beat.line != self._beats[rank].line):  # type: ignore[union-attr]
                 self._beats[rank], self._changed[rank] = beat, now
-        silent = [rank for rank in range(len(self._paths)) if self._is_silent(rank, now)]
+        silent = [rank for rank in range(len(self._beats)) if self._is_silent(rank, now)]
         if not silent:
             return None
         # Ranks wait for each other: of those that are silent, a halted one or else the last one is the cause.
-        rank = min(silent, key=lambda r: (not self._is_halted(r), self._place(r), self._changed[r]))
+        rank = min(silent, key=lambda r: (not self._source.halted(r), self._place(r), self._changed[r]))
         return Frozen(rank, self._beats[rank], now - self._changed[rank], self._others(rank))
 
     @property
@@ -159,10 +191,6 @@ class Watch:
         running = beat is not None and beat.begun > 1
         patience = self._timeout_s if running else max(3 * self._timeout_s, _STARTING_S)
         return now - self._changed[rank] > patience
-
-    def _is_halted(self, rank: int) -> bool:
-        beat = self._beats[rank]
-        return beat is not None and self._halted(beat.pid)
 
     def _place(self, rank: int) -> tuple[int, int]:
         beat = self._beats[rank]

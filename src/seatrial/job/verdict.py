@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +19,94 @@ _LAST_LINES = 20
 _ENDED_BY_TERM = {-signal.SIGTERM, 128 + signal.SIGTERM}
 
 
-def first_failure(attempt: AttemptPaths, stage: str, returncode: int, log: Path) -> dict[str, Any]:
-    """The failure that the others followed from.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What one node saw of one start of a stage's ranks; plain data, since it crosses the network.
+
+    Each node reads what its own ranks left: another one's files may take their time on a shared file system.
+    """
+
+    returncode: int
+    """Of the launcher of the ranks."""
+    told: list[dict[str, Any]] = field(default_factory=list)
+    """What failed ranks said themselves."""
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    """How ranks ended, as their launcher saw it."""
+    unfinished: list[int] = field(default_factory=list)
+    """Ranks that never said that they finished the stage."""
+    left_behind: list[str] = field(default_factory=list)
+    """Processes that had to be ended afterwards."""
+    log: str = ""
+    """The launcher's."""
+    last_lines: list[str] = field(default_factory=list)
+    ended: bool = False
+    """Whether it was told to end its ranks, so that how they ended says nothing."""
+
+
+def give_account(
+    attempt: AttemptPaths, stage: Stage, ranks: range, node_rank: int, returncode: int, log: Path
+) -> Account:
+    """Reads what the `ranks` of this node left behind.
+
+    Args:
+        attempt: where they left it.
+        stage: what they ran.
+        ranks: those of this node.
+        node_rank: this node.
+        returncode: of the launcher of the ranks.
+        log: of the launcher of the ranks.
+    """
+    told = _told_by_ranks(attempt, stage.name, ranks) if returncode else []
+    seen = _seen_by_launcher(attempt, node_rank) if returncode else []
+    rows = [{**row, "last_lines": tail(attempt.rank_log(row["rank"]))} for row in told + seen]
+    silent = [r for r in ranks if stage.reports and not _finished(attempt.rank_events(r), stage.name)]
+    return Account(
+        returncode=returncode, told=rows[: len(told)], seen=rows[len(told) :], unfinished=silent, log=str(log),
+        last_lines=tail(log) if returncode else [],
+    )  # fmt: skip
+
+
+def first_failure(attempt: AttemptPaths, stage: Stage, accounts: Sequence[Account]) -> dict[str, Any] | None:
+    """The failure that the others followed from; None when every rank of every node did its part.
 
     A rank that lost its peer says so, often before the launcher has noticed the peer's death: such accounts count
     only when there is no other.
 
     Args:
-        attempt: where they left it.
-        stage: the stage that failed.
-        returncode: of the launcher of the ranks.
-        log: of the launcher of the ranks, for when no rank is known.
+        attempt: of the ranks.
+        stage: what they ran.
+        accounts: one a node.
 
     Returns:
         ``{"exit_code", "what", "evidence", "remedy", "rank", "last_lines", "told"}``; rank is None when no rank is
         known, ``told`` whether the rank itself gave the reason.
     """
-    told = _told_by_ranks(attempt, stage)
-    found = told + _seen_by_launcher(attempt)
-    if not found:
+    failed = [account for account in accounts if account.returncode != 0]
+    if not failed:
+        return _unfinished(attempt, stage, sorted(rank for a in accounts for rank in a.unfinished))
+    told = [{**row, "told": True} for account in failed for row in account.told]
+    seen = [
+        {**row, "told": False, "secondary": row["secondary"] or account.ended}
+        for account in failed
+        for row in account.seen
+    ]
+    if not told and not seen:
+        own = next((account for account in failed if not account.ended), failed[0])
         return {
             "exit_code": int(ExitCode.PLATFORM),
-            "what": f"stage {stage} ended with {describe_exit(returncode)} and no rank said why",
-            "evidence": str(log),
+            "what": f"stage {stage.name} ended with {describe_exit(own.returncode)} and no rank said why",
+            "evidence": own.log,
             "remedy": "",
             "rank": None,
-            "last_lines": tail(log),
+            "last_lines": own.last_lines,
         }
-    first = min(found, key=lambda row: (row["secondary"], row["time"]))
-    rank = first["rank"]
-    return {
-        "exit_code": first["exit_code"],
-        "what": first["what"],
-        "evidence": first["evidence"],
-        "remedy": first["remedy"],
-        "rank": rank,
-        "last_lines": tail(attempt.rank_log(rank)),
-        "told": first in told and not first["secondary"],
-    }
+    first = min(told + seen, key=lambda row: (row["secondary"], row["time"]))
+    keys = ("exit_code", "what", "evidence", "remedy", "rank", "last_lines")
+    return {key: first[key] for key in keys} | {"told": first["told"] and not first["secondary"]}
 
 
-def missing_finishes(attempt: AttemptPaths, stage: Stage, world_size: int) -> dict[str, Any] | None:
+def _unfinished(attempt: AttemptPaths, stage: Stage, silent: list[int]) -> dict[str, Any] | None:
     """A failure when the launcher is content but a rank never said that it finished the stage it last started."""
-    if not stage.reports:
-        return None
-    silent = [rank for rank in range(world_size) if not _finished(attempt.rank_events(rank), stage.name)]
     if not silent:
         return None
     return {
@@ -117,31 +162,29 @@ def _finished(events: Path, stage: str) -> bool:
     return last == "finished"
 
 
-def _told_by_ranks(attempt: AttemptPaths, stage: str) -> list[dict[str, Any]]:
-    rows = [read_json(path) for path in sorted(attempt.root.glob("failures/rank_*.json"))]
+def _told_by_ranks(attempt: AttemptPaths, stage: str, ranks: range) -> list[dict[str, Any]]:
+    rows = [read_json(attempt.rank_failure(rank)) for rank in ranks]
     return [row for row in rows if row is not None and row["stage"] == stage]
 
 
-def _seen_by_launcher(attempt: AttemptPaths) -> list[dict[str, Any]]:
+def _seen_by_launcher(attempt: AttemptPaths, node_rank: int) -> list[dict[str, Any]]:
     rows = []
-    for path in sorted(attempt.root.glob("failures/node_*.json")):
-        for failure in (read_json(path) or {}).get("failures", []):
-            rank, code = failure["rank"], failure["exitcode"]
-            killed = code < 0
-            rows.append(
-                {
-                    "exit_code": int(ExitCode.PLATFORM),
-                    "what": f"rank {rank} "
-                    + ("was killed by " if killed else "ended with ")
-                    + describe_exit(code),
-                    "evidence": f"pid {failure['pid']}; log: {attempt.rank_log(rank)}",
-                    "remedy": "out of memory? dmesg | tail" if code == -signal.SIGKILL else "",
-                    "rank": rank,
-                    "time": failure["time"],
-                    # What the rank itself wrote says more than its exit code.
-                    "secondary": attempt.rank_failure(rank).exists() or _ended_by_others(failure),
-                }
-            )
+    for failure in (read_json(attempt.launcher_failures(node_rank)) or {}).get("failures", []):
+        rank, code = failure["rank"], failure["exitcode"]
+        how = ("was killed by " if code < 0 else "ended with ") + describe_exit(code)
+        rows.append(
+            {
+                "exit_code": int(ExitCode.PLATFORM),
+                "what": f"rank {rank} {how}",
+                "evidence": f"pid {failure['pid']}; log: {attempt.rank_log(rank)}",
+                "remedy": "out of memory? dmesg | tail" if code == -signal.SIGKILL else "",
+                "rank": rank,
+                "exitcode": code,
+                "time": failure["time"],
+                # What the rank itself wrote says more than its exit code.
+                "secondary": attempt.rank_failure(rank).exists() or _ended_by_others(failure),
+            }
+        )
     return rows
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from seatrial.command import Channel
 from seatrial.errors import PlatformError, SeatrialError
-from seatrial.job.environment import outer_environment, rank_environment, rank_variables
+from seatrial.job.environment import Place, outer_environment, rank_environment, rank_variables
 from seatrial.job.processes import become, die_with_parent, redirect
 from seatrial.runs.files import write_json
 from seatrial.runs.paths import RunPaths
@@ -105,7 +105,7 @@ class Warm:
     def serve(self) -> Program:
         """Works until the agent goes; returns in a fork only, with what that is to become.
 
-        Messages: ``{"do": "gang", "number", "run_dir", "attempt", "stage", "restart", "port"}`` starts ranks,
+        Messages: ``{"do": "gang", "number", "run_dir", "attempt", "stage", "restart", "port", "place"}`` starts ranks,
         ``{"do": "signal", "signal"}`` signals them, ``{"do": "run", "argv", "stdout", "preload"}`` runs a program once.
         Answers: ``{"ended": number, "returncode"}`` (a program has the number -1), or ``"error"`` instead of the code.
         """
@@ -153,19 +153,20 @@ class Warm:
         attempt = RunPaths(plan.run_dir).attempt(plan.attempt)
         stage = plan.stages[message["stage"]]
         self._grace_s = plan.grace_s
-        redirect(attempt.logs / "warm.log")
-        gang = Gang(message["number"], attempt.launcher_failures(0), {})
-        common = rank_environment(plan, outer_environment(os.environ), message["restart"])
+        place = Place(**message["place"])
+        redirect(attempt.launcher_log("warm", place.node_rank))
+        gang = Gang(message["number"], attempt.launcher_failures(place.node_rank), {})
+        common = rank_environment(plan, outer_environment(os.environ), message["restart"], place)
         gc.freeze()  # a rank's collector would touch, and so copy, every page of what was imported
         for local_rank in range(plan.nproc):
             pid = fork()
             if pid == 0:
                 self._channel.close()
-                variables = rank_variables(plan, local_rank, message["port"], message["restart"])
+                variables = rank_variables(plan, place, local_rank, message["port"], message["restart"])
                 title = [plan.python, "-u", *stage.argv]
                 enter(common | variables, title, attempt.rank_log(int(variables["RANK"])), plan.cwd)
                 return Program(stage.argv)
-            gang.ranks[pid] = local_rank
+            gang.ranks[pid] = place.ranks(plan)[local_rank]
         gc.unfreeze()
         self._gang = gang
         return None

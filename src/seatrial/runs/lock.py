@@ -18,14 +18,19 @@ _PATIENCE_S = 2.0
 
 
 @contextmanager
-def hold(lock: Path, what: str) -> Iterator[None]:
+def hold(lock: Path, what: str, patience_s: float = _PATIENCE_S) -> Iterator[None]:
     """Holds the run's lock while the block runs; the kernel lets go of it when the process dies.
+
+    Args:
+        lock: the file.
+        what: who holds it, for messages.
+        patience_s: how long to wait for another process to let go.
 
     Raises:
         SpecError: another process holds it, and goes on holding it.
         PlatformError: nothing can be written there.
     """
-    with _taken(lock) as descriptor:
+    with _taken(lock, patience_s) as descriptor:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "what": what}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
@@ -40,7 +45,7 @@ def check_free(lock: Path) -> None:
 
 
 @contextmanager
-def _taken(lock: Path) -> Iterator[int]:
+def _taken(lock: Path, patience_s: float = _PATIENCE_S) -> Iterator[int]:
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
@@ -50,7 +55,7 @@ def _taken(lock: Path) -> Iterator[int]:
             remedy=f"make {lock.parent} writable, or copy it to where it is",
         ) from error
     try:
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while not _try(descriptor):
             if time.monotonic() > deadline:
                 holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()

@@ -36,6 +36,11 @@ class AttemptPaths:
         return self.root / "logs"
 
     @property
+    def nodes(self) -> Path:
+        """What each node said of itself when it checked in; only where there are several."""
+        return self.root / "nodes.json"
+
+    @property
     def stop_request(self) -> Path:
         """Exists once a person or the platform has asked the attempt to stop; says why."""
         return self.root / "stop.json"
@@ -60,6 +65,10 @@ class AttemptPaths:
     def launcher_failures(self, node_rank: int) -> Path:
         """What the ranks' parent saw of them: exit codes and signals."""
         return self.failures / f"node_{node_rank:05d}.json"
+
+    def launcher_log(self, name: str, node_rank: int) -> Path:
+        """What the launcher of a node's ranks printed: ``warm.log``; of further nodes ``warm_00001.log``."""
+        return self.logs / (f"{name}_{node_rank:05d}.log" if node_rank else f"{name}.log")
 
     @property
     def restarts(self) -> Path:
