@@ -8,11 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm.fixtures import slurm, slurm_cluster, slurm_ns, slurm_plain, slurm_plain_cluster
+from tests.ssh.fixtures import login
+
+__all__ = ["login", "slurm", "slurm_cluster", "slurm_ns", "slurm_plain", "slurm_plain_cluster"]
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +33,14 @@ def _token_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """No test leaves tokenised data in the user's cache, or finds any there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "SEATRIAL_CACHE", str(tmp_path_factory.mktemp("tokens")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_site_defaults() -> Iterator[None]:
+    """What whoever runs the tests has in a config.yaml of their own stays out of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "SEATRIAL_CONFIG", os.devnull)
         yield
 
 

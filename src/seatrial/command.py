@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -99,6 +100,75 @@ class Process:
     def send_signal(self, number: int) -> None:
         """Signals it; nothing happens when it has ended."""
         self._popen.send_signal(number)
+
+
+class Conversation:
+    """A started program that its owner writes to and reads from, each with a time limit. Closing it ends the program."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        assert popen.stdin is not None and popen.stdout is not None
+        self._popen = popen
+        self._stdin, self._stdout = popen.stdin.fileno(), popen.stdout.fileno()
+        os.set_blocking(self._stdin, False)
+
+    def write(self, data: bytes, timeout_s: float) -> None:
+        """Writes all of it.
+
+        Raises:
+            EOFError: the program reads no more.
+            TimeoutError: it took nothing for so long.
+        """
+        rest = memoryview(data)
+        while rest:
+            _, ready, _ = select.select([], [self._stdin], [], timeout_s)
+            if not ready:
+                raise TimeoutError
+            try:
+                rest = rest[os.write(self._stdin, rest) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError as error:
+                raise EOFError from error
+
+    def read(self, size: int, timeout_s: float) -> bytes:
+        """At most `size` bytes of what it printed, and at least one; b"" once it prints no more.
+
+        Raises:
+            TimeoutError: it printed nothing for so long.
+        """
+        ready, _, _ = select.select([self._stdout], [], [], timeout_s)
+        if not ready:
+            raise TimeoutError
+        return os.read(self._stdout, size)
+
+    def close(self, patience_s: float = 5) -> int:
+        """Tells it that nothing more comes, and kills it where it goes on; its exit code (negative: the signal)."""
+        assert self._popen.stdin is not None and self._popen.stdout is not None
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        try:
+            return self._popen.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            return self._popen.wait()
+
+
+def converse(argv: Sequence[str], *, log: Path) -> Conversation:
+    """Starts a program to talk with, out of reach of the terminal's Ctrl-C; its stderr is appended to `log`.
+
+    Raises:
+        PlatformError: it can't be started.
+    """
+    try:
+        with log.open("ab") as errors:
+            popen = subprocess.Popen(
+                list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0,
+                start_new_session=True,
+            )  # fmt: skip
+    except OSError as error:
+        raise PlatformError(f"{argv[0]} can't be started", evidence=str(error)) from error
+    return Conversation(popen)
 
 
 class Channel:

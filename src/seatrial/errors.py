@@ -89,6 +89,10 @@ class PlatformError(SeatrialError):
     exit_code = ExitCode.PLATFORM
 
 
+class UnreachableError(PlatformError):
+    """A platform that doesn't answer now: whatever it was asked to do may go on, and trying again makes sense."""
+
+
 class PreemptedError(SeatrialError):
     """The run was asked to stop from outside, saved, and can be resumed."""
 

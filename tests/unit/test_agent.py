@@ -98,6 +98,14 @@ class TestHeartbeat:
         ranks.step(32)
         assert ranks.after(11) is not None
 
+    def test_a_rank_that_is_halted_while_it_starts_is_found_at_once(self, ranks: Ranks) -> None:
+        assert ranks.after(11) is None
+        ranks.hearts[1]._pid = ranks.halted = 4242
+        ranks.hearts[1].enter("loading")
+        assert ranks.after(9) is None
+        found = ranks.after(11)
+        assert found is not None and found[0] == 1
+
     def test_a_rank_that_has_finished_is_not_frozen(self, ranks: Ranks) -> None:
         for step in (1, 2):
             ranks.step(step)
@@ -107,6 +115,17 @@ class TestHeartbeat:
             ranks.clock.now += 6
             ranks.step(step, 0, 2)
         assert ranks.after(9) is None
+
+    def test_a_rank_that_is_halted_on_its_way_out_holds_up_the_end(self, ranks: Ranks) -> None:
+        for step in (1, 2):
+            ranks.step(step)
+        ranks.hearts[1]._pid = ranks.halted = 4242
+        for heart in ranks.hearts:
+            heart.enter("finished")
+        ranks.watch.look()
+        assert ranks.after(9) is None
+        found = ranks.after(2)
+        assert found is not None and found[0] == 1
 
     def test_a_jump_of_the_wall_clock_changes_nothing(
         self, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
@@ -167,6 +186,13 @@ class TestDeadline:
         left = stop_time(make_plan(deadline=time.time() + 500, stop_before_s=0), "1") - time.monotonic()
         assert left == pytest.approx(500, abs=5)
         assert stop_time(make_plan(), None) == stop_time(make_plan(), "") == float("inf")
+
+    def test_a_time_limit_is_kept_where_no_scheduler_does(self) -> None:
+        plan = make_plan(time_limit_s=500, stop_before_s=100)
+        assert stop_time(plan, None) == float("inf")
+        assert stop_time(plan, None, limited=True) - time.monotonic() == pytest.approx(400, abs=5)
+        sooner = stop_time(plan, str(time.time() + 300), limited=True) - time.monotonic()
+        assert sooner == pytest.approx(200, abs=5)
 
     def test_one_that_is_no_number_is_refused(self) -> None:
         with pytest.raises(SpecError, match="SEATRIAL_DEADLINE"):

@@ -10,10 +10,11 @@ import pytest
 from seatrial.backends import registry
 from seatrial.backends.base import JobHandle
 from seatrial.backends.machine import Machine, parse_gpus
+from seatrial.cli.train import following
 from seatrial.errors import ExitCode, PlatformError, SeatrialError, SpecError, from_dict
 from seatrial.launch import launcher
 from seatrial.launch.follow import Follower, Tail
-from seatrial.launch.plan import plan, ranks, stages_of
+from seatrial.launch.plan import afterwards, plan, ranks, stages_of
 from seatrial.runs.files import append_json_line, write_json
 from seatrial.runs.manifest import AttemptRecord, Manifest, read_manifest, write_manifest
 from seatrial.runs.paths import RunPaths
@@ -33,7 +34,7 @@ def make_plan(root: Path, spec: RunSpec | ScriptSpec = SPEC, machine: Machine = 
         paths,
         machine,
         attempt=0,
-        stages=stages_of(spec, paths, 0),
+        stages=stages_of(spec, paths),
         python="/venv/bin/python",
         cwd=Path("/work"),
     )
@@ -60,7 +61,7 @@ class TestPlan:
             (CPU, {"gpus_per_node": 1}, "1 GPUs were asked for, box has 0"),
             (GPUS, {"gpus_per_node": 16}, "16 GPUs were asked for, dgx has 8"),
             (GPUS, {"gpus_per_node": 2, "nproc": 3}, "3 ranks don't fit on 2 GPUs"),
-            (CPU, {"nodes": 2}, "one node"),
+            (CPU, {"nodes": 2}, "the platform 'local' has 1 node"),
         ],
     )
     def test_nothing_is_done_with_less(
@@ -187,6 +188,22 @@ class TestSettle:
         write_manifest(run, manifest)
         assert "before it had submitted" in launcher.settle(run).reason
 
+    def test_a_job_that_was_cancelled_in_the_queue_left_no_record_to_wait_for(
+        self, run: RunPaths, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waited: list[float] = []
+        monkeypatch.setattr(launcher, "_ask_platform", lambda *_: (RunState.INTERRUPTED, "was cancelled"))
+        monkeypatch.setattr(launcher.time, "sleep", waited.append)
+        run.attempt(0).logs.mkdir()
+        assert launcher.settle(run).state is RunState.INTERRUPTED
+        assert waited == []
+        manifest = read_manifest(run)
+        manifest.state = RunState.RUNNING
+        write_manifest(run, manifest)
+        (run.attempt(0).logs / "agent.log").touch()
+        assert launcher.settle(run).state is RunState.INTERRUPTED
+        assert waited == [2.0]
+
     def test_a_failed_post_condition_fails_a_run_that_ended_well(self, run: RunPaths) -> None:
         self.end(run, "completed", 0)
         append_json_line(run.evidence, {"check": "weights_changed", "verdict": "FAIL", "time": "t"})
@@ -253,3 +270,26 @@ class TestRegistry:
 
     def test_a_handle_survives_its_text(self) -> None:
         assert str(JobHandle.parse("k8s://ns/name")) == "k8s://ns/name"
+
+
+class TestThen:
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (None, ("predict", "compare", "report")),
+            ("none", ()),
+            ("report", ("report",)),
+            ("compare", ("predict", "compare")),
+            ("report, predict", ("predict", "report")),
+        ],
+    )
+    def test_what_follows_the_training(self, words: str | None, expected: tuple[str, ...]) -> None:
+        assert following(words) == expected
+
+    def test_an_unknown_word_is_refused(self) -> None:
+        with pytest.raises(SpecError, match="--then deploy"):
+            following("predict,deploy")
+
+    def test_only_what_was_asked_for_is_done_where_nobody_waits(self, tmp_path: Path) -> None:
+        paths = RunPaths(tmp_path / "r")
+        assert afterwards(paths, ("predict", "report")) == (("-m", "seatrial", "report", str(paths.root)),)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from seatrial.errors import SpecError
-from seatrial.spec.load import load, read_spec, read_yaml
+from seatrial.spec.document import read_yaml
+from seatrial.spec.load import load, read_spec
 from seatrial.spec.run import RunSpec
 
 RECIPE = """

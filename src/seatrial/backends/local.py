@@ -12,12 +12,13 @@ from pathlib import Path
 import psutil
 
 from seatrial import command
+from seatrial.backends import machine
 from seatrial.backends.base import JobHandle, JobRequest, JobState
 from seatrial.backends.standby import Standby
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan
 from seatrial.runs.state import RunState
-from seatrial.spec.run import RunSpec
+from seatrial.spec.run import RunSpec, ScriptSpec
 
 _KILL_WAIT_S = 10
 
@@ -26,9 +27,14 @@ class LocalBackend:
     """Runs the node agent here. A handle is ``local://<pid>:<start time>``: pids are used again."""
 
     name = "local"
+    keeps_jobs = False
 
     def __init__(self) -> None:
         self._standby: Standby | None = None
+
+    def probe(self, spec: RunSpec | ScriptSpec) -> machine.Machine:
+        """This machine, whatever the spec asks for."""
+        return machine.probe()
 
     def prepare(self, plan: LaunchPlan, spec: RunSpec) -> command.CommandRunner:
         """Starts the agent ahead of its run, where its ranks are to be forks of a warm process."""
@@ -52,15 +58,8 @@ class LocalBackend:
         if self._standby is not None:
             pid = self._standby.take(request.plan, rendered["argv"], attempt.logs / "agent.log")
             self._standby = None
-            return JobHandle(self.name, f"{pid}:{_start_time(pid)}")
-        process = command.start(
-            rendered["argv"],
-            log=attempt.logs / "agent.log",
-            env=os.environ,
-            cwd=Path(rendered["cwd"]),
-            new_session=True,
-        )
-        return JobHandle(self.name, f"{process.pid}:{_start_time(process.pid)}")
+            return _handle(pid)
+        return start_detached(rendered["argv"], attempt.logs / "agent.log", Path(rendered["cwd"]))
 
     def state(self, handle: JobHandle) -> JobState:
         """RUNNING while the process lives. How it ended, its exit record says; this only says that it did."""
@@ -96,6 +95,16 @@ class LocalBackend:
         except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             return None
         return None if gone else process
+
+
+def start_detached(argv: list[str], log: Path, cwd: Path) -> JobHandle:
+    """Starts a program in a session of its own, which `LocalBackend` then looks after."""
+    process = command.start(argv, log=log, env=os.environ, cwd=cwd, new_session=True)
+    return _handle(process.pid)
+
+
+def _handle(pid: int) -> JobHandle:
+    return JobHandle(LocalBackend.name, f"{pid}:{_start_time(pid)}")
 
 
 def _start_time(pid: int) -> int:

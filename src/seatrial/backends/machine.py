@@ -13,7 +13,7 @@ from seatrial.errors import PlatformError
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a launch plan needs to know of a machine."""
+    """What a launch plan needs to know of a machine, or of each node of a platform."""
 
     hostname: str
     cpus: int
@@ -22,6 +22,9 @@ class Machine:
     """Names of the GPUs that a job started here would see."""
     evidence: str
     """Where the GPU count comes from."""
+    nodes: int = 1
+    """How many there are."""
+    platform: str = "local"
 
 
 def probe(runner: command.CommandRunner = command.run) -> Machine:

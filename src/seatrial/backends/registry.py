@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 from typing import cast
@@ -10,7 +11,11 @@ from seatrial.backends.base import Backend
 from seatrial.errors import SpecError
 
 ENTRY_POINTS = "seatrial.backends"
-_BUILT_IN = {"local": "seatrial.backends.local:LocalBackend"}
+_BUILT_IN = {
+    "local": "seatrial.backends.local:LocalBackend",
+    "slurm": "seatrial.backends.slurm.backend:SlurmBackend",
+    "ssh": "seatrial.backends.ssh.backend:SshBackend",
+}
 
 
 def names() -> list[str]:
@@ -18,12 +23,15 @@ def names() -> list[str]:
     return [*_BUILT_IN, *sorted(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))]
 
 
+@functools.cache
 def get(name: str) -> Backend:
-    """The backend called `name`. Entry points add backends, and never replace a built-in one.
+    """The backend called `name`, one for the whole process: what it learnt with one query serves all. Entry points add backends, and never replace a built-in one.
 
     Raises:
         SpecError: no such backend.
     """
+    if name.startswith("ssh://"):
+        return get("ssh")  # which host, its specs and handles say
     target = _BUILT_IN.get(name)
     if target is None:
         points = importlib.metadata.entry_points(group=ENTRY_POINTS, name=name)

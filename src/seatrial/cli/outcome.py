@@ -9,6 +9,7 @@ import click
 from seatrial.errors import ExitCode
 from seatrial.launch import launcher
 from seatrial.runs.evidence import Evidence, Verdict, record
+from seatrial.runs.files import read_json
 from seatrial.runs.manifest import Manifest, write_manifest
 from seatrial.runs.paths import RunPaths
 from seatrial.spec.run import CompareGate, RunSpec, ScriptSpec
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
 _VERDICTS = {"better": Verdict.PASS, "no evidence": Verdict.WARN, "worse": Verdict.FAIL}
 
 
-def conclude(paths: RunPaths, spec: RunSpec | ScriptSpec) -> ExitCode:
+def conclude(paths: RunPaths, spec: RunSpec | ScriptSpec, *, quiet: bool = False) -> ExitCode:
     """The end of an attached run: comparison and page where there are predictions, five lines, the exit code.
+
+    Args:
+        paths: the run's.
+        spec: the run's.
+        quiet: leave out the lines.
 
     Raises:
         SeatrialError: how the attempt failed, after the page was written.
@@ -28,15 +34,17 @@ def conclude(paths: RunPaths, spec: RunSpec | ScriptSpec) -> ExitCode:
     manifest = launcher.settle(paths)
     failure = launcher.failure_of(manifest)
     comparison = None
-    if failure is None and isinstance(spec, RunSpec) and paths.predictions("trained").exists():
+    if paths.remote.exists():
+        comparison = read_json(paths.comparison)  # made where it ran
+    elif failure is None and isinstance(spec, RunSpec) and paths.predictions("trained").exists():
         comparison = compare_run(paths, spec.gates.compare)
         manifest = launcher.settle(paths)
-    page = _page(paths)
+    page = paths.report if comparison and paths.remote.exists() and paths.report.exists() else _page(paths)
     if failure is not None:
-        if page is not None:
+        if page is not None and not quiet:
             click.echo(f"page: {page}", err=True)
         raise failure
-    for line in summary(paths, manifest, comparison, page):
+    for line in [] if quiet else summary(paths, manifest, comparison, page):
         click.echo(line)
     passed = (comparison or {}).get("gate", {}).get("passed")
     return ExitCode.FAILED if passed is False else ExitCode.OK

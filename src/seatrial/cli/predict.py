@@ -45,6 +45,10 @@ def predict(
     spec = read_spec(paths.spec)
     if not isinstance(spec, RunSpec):
         raise SpecError(f"{paths.run_id} is a script's run", evidence="it has no models that Seatrial made")
+    if paths.remote.exists():
+        from seatrial.launch import outside
+
+        raise outside.not_here(paths, f"seatrial predict {paths.run_id}")
     chosen = models or ("original", "trained")
     absent = [name for name in chosen if not is_committed(paths.model(name))]
     if absent:
@@ -66,7 +70,7 @@ def predict(
         local = Path(data).expanduser()
         where = str(local.absolute()) if local.exists() else data
         arguments += ["--data", where, f"--suffix={suffix}"]  # one word: the suffix starts with a dash
-    start_attempt(paths, spec, (predict_stage(paths, attempt, *arguments),), attempt)
+    start_attempt(paths, spec, (predict_stage(paths, *arguments),), attempt)
     failure = launcher.failure_of(launcher.settle(paths))
     if failure is not None:
         raise failure

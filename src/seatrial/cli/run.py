@@ -8,22 +8,21 @@ from typing import Any
 
 import click
 
-from seatrial.cli.train import NumberOrAuto, default_name
+from seatrial.cli.train import NumberOrAuto, default_name, given_flags, platform_options
 from seatrial.errors import SpecError
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.option("--name", help="Short name [the script's].")
-@click.option("--nproc", type=NumberOrAuto(), default="auto", help="Ranks a node [auto: one a GPU, else 1].")
-@click.option("--gpus", type=NumberOrAuto(), default="auto", help="GPUs a node; 0 for CPU [auto].")
+@platform_options
+@click.option("--nproc", type=NumberOrAuto(), help="Ranks a node [auto: one a GPU, else 1].")
+@click.option("--gpus", type=NumberOrAuto(), help="GPUs a node; 0 for CPU [auto].")
 @click.option(
     "--launcher",
     type=click.Choice(["torchrun", "warm"]),
-    default="torchrun",
-    show_default=True,
-    help="What starts the ranks; warm forks them from a process that has imported torch before the script begins.",
+    help="What starts the ranks; warm forks them from a process that has imported torch before the script begins [torchrun].",
 )
-@click.option("--tags", default="", help="Words to find the run by, separated by commas.")
+@click.option("--tags", help="Words to find the run by, separated by commas.")
 @click.option(
     "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
 )
@@ -31,13 +30,14 @@ from seatrial.errors import SpecError
 @click.option("--dry-run", is_flag=True, help="Print what would be done, exactly; touch nothing.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- SCRIPT.py [ARGS]...")
 def run(
-    name: str | None, nproc: Any, gpus: Any, launcher: Any, tags: str, runs_dir: Path | None, detach: bool,
-    dry_run: bool, command: tuple[str, ...],
+    name: str | None, runs_dir: Path | None, detach: bool, dry_run: bool, command: tuple[str, ...],
+    profile: str | None, **flags: Any,
 ) -> int:  # fmt: skip
     """Launch any torchrun-compatible script: same ranks, same logs, same record."""
     from seatrial.cli.start import start_new
     from seatrial.launch.plan import stages_of
-    from seatrial.spec.run import ResourcesSpec, ScriptSpec
+    from seatrial.spec.load import load_script
+    from seatrial.spec.site import site_layers
 
     if command[0] != "-m" and not Path(command[0]).is_file():
         raise SpecError(
@@ -45,18 +45,20 @@ def run(
             evidence=f"looked in {Path.cwd()}",
             remedy="seatrial run --nproc 2 -- path/to/script.py ARGS    (or: -- -m package.module ARGS)",
         )
-    spec = ScriptSpec(
-        name=name or default_name(None, command[1] if command[0] == "-m" else command[0]),
-        command=command,
-        cwd=str(Path.cwd()),
-        resources=ResourcesSpec(nproc=nproc, gpus_per_node=gpus, launcher=launcher),
-        tags=tuple(tag for tag in tags.split(",") if tag),
-    )
+    script = {
+        "name": name or default_name(None, command[1] if command[0] == "-m" else command[0]),
+        "command": command,
+        "cwd": str(Path.cwd()),
+        "resources": {"launcher": "torchrun"},
+    }
+    loaded = load_script(script, flags=given_flags(flags), under=site_layers(profile))
+    spec = loaded.spec
     return start_new(
         spec,
-        lambda paths: stages_of(spec, paths, 0),
+        lambda paths: stages_of(spec, paths),
         argv=sys.argv,
         runs_dir=runs_dir,
         detach=detach,
         dry_run=dry_run,
+        origins=loaded.origins,
     )

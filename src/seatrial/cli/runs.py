@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from seatrial.errors import SeatrialError, SpecError
+from seatrial.cli.runs_compare import compare_runs
+from seatrial.errors import PlatformError, SeatrialError, SpecError
 
 _RUNS_DIR = click.option(
     "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
@@ -18,7 +19,10 @@ _RUNS_DIR = click.option(
 
 @click.group()
 def runs() -> None:
-    """List, show, follow, cancel and resume runs. RUN is an id, the beginning of one, a directory, or 'last'."""
+    """List, show, compare, follow, cancel and resume runs. RUN is an id, the beginning of one, a directory, or 'last'."""
+
+
+runs.add_command(compare_runs)
 
 
 @runs.command("list")
@@ -33,13 +37,19 @@ def list_runs(runs_dir: Path | None, tag: str | None, as_json: bool) -> int:
 
     root = default_runs_dir(runs_dir)
     rows = []
+    away: set[str] = set()
     for paths, found in iter_manifests(root):
         if isinstance(found, SeatrialError):
             click.echo(f"skipped {paths.run_id}: {found.what}", err=True)
             continue
-        manifest: Manifest = found if found.state.is_terminal else launcher.settle(paths)
+        manifest: Manifest = found if found.state.is_terminal else _settled(paths, found, away)
         if tag is None or tag in manifest.tags:
             rows.append(manifest)
+    unheard = [m for m in rows if m.reason.endswith(launcher.LAST_HEARD)]
+    if unheard:
+        click.echo(
+            f"{len(unheard)} runs are listed as they were last heard of: {unheard[0].reason}", err=True
+        )
     if as_json:
         click.echo(json.dumps([m.model_dump(mode="json", by_alias=True) for m in rows], indent=2))
         return 0
@@ -58,12 +68,12 @@ def list_runs(runs_dir: Path | None, tag: str | None, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="The manifest and the evidence as JSON.")
 def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
     """How a run stands: state, attempts, verdict, evidence."""
-    from seatrial.launch import launcher
     from seatrial.runs.evidence import read_evidence
     from seatrial.runs.files import read_json_lines
+    from seatrial.runs.manifest import read_manifest
 
     paths = _find(run, runs_dir)
-    manifest = launcher.settle(paths)
+    manifest = _settled(paths, read_manifest(paths), set())
     evidence = read_evidence(paths.evidence)
     if as_json:
         data = manifest.model_dump(mode="json", by_alias=True)
@@ -104,17 +114,22 @@ def logs(
     run: str, runs_dir: Path | None, rank: int | None, attempt: int | None, follow: bool, tail: int
 ) -> int:
     """What the ranks printed, and what the platform wrote."""
+    from seatrial.cli.progress import Patience
     from seatrial.launch import launcher
     from seatrial.launch.follow import Tail
+    from seatrial.runs.manifest import read_manifest
 
     paths = _find(run, runs_dir)
-    manifest = launcher.settle(paths)
+    manifest = _settled(paths, read_manifest(paths), set())
     index = len(manifest.attempts) - 1 if attempt is None else attempt
     directory = paths.attempt(index).logs
     pattern = "*.log" if rank is None else f"rank_{rank:05d}.log"
     tails: dict[Path, Tail] = {}
+    patience = Patience(lambda text: click.echo(text, err=True))
     while True:
-        ended = launcher.settle(paths).state.is_terminal
+        with patience:
+            manifest = launcher.settle(paths)
+        ended = manifest.state.is_terminal
         for file in sorted(directory.glob(pattern)):
             first = file not in tails
             lines = tails.setdefault(file, Tail(file)).lines()
@@ -128,6 +143,30 @@ def logs(
             f"attempt {index} has no such log", evidence=f"no {pattern} in {directory}",
             remedy=f"seatrial runs show {paths.run_id}",
         )  # fmt: skip
+    return 0
+
+
+@runs.command("why")
+@click.argument("run")
+@_RUNS_DIR
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def why_run(run: str, runs_dir: Path | None, as_json: bool) -> int:
+    """Why a run waits or failed: the reason, the evidence, what would help."""
+    from dataclasses import asdict
+
+    from seatrial.launch import launcher
+    from seatrial.launch.why import why
+
+    paths = _find(run, runs_dir)
+    answer = why(paths, launcher.settle(paths))
+    if as_json:
+        click.echo(json.dumps({"run_id": paths.run_id, **asdict(answer)}, indent=2, ensure_ascii=False))
+        return 0
+    click.echo(f"{paths.run_id}: {answer.state}: {answer.sentence}")
+    for line in answer.evidence:
+        click.echo(f"  evidence: {line}")
+    for line in answer.helps:
+        click.echo(f"  next:     {line}")
     return 0
 
 
@@ -163,8 +202,14 @@ def cancel(run: str, runs_dir: Path | None, force: bool) -> int:
 @click.option(
     "--allow-change", is_flag=True, help="Go on with another recipe, though it is another training."
 )
+@click.option("--detach", "-d", is_flag=True, help="Start it and return.")
 def resume(
-    run: str, overrides: tuple[str, ...], runs_dir: Path | None, nproc: int | None, allow_change: bool
+    run: str,
+    overrides: tuple[str, ...],
+    runs_dir: Path | None,
+    nproc: int | None,
+    allow_change: bool,
+    detach: bool,
 ) -> int:
     """Go on from the newest sound checkpoint: the same run, one more attempt.
 
@@ -184,6 +229,10 @@ def resume(
     from seatrial.spec.run import RunSpec, ScriptSpec
 
     paths = _find(run, runs_dir)
+    if paths.remote.exists():
+        from seatrial.cli import outside
+
+        return outside.resume(paths, overrides, nproc, allow_change=allow_change, detach=detach)
     manifest = launcher.settle(paths)
     lock.check_free(paths.lock)
     if not manifest.state.is_terminal:
@@ -212,9 +261,37 @@ def resume(
         click.echo(changes_of.render(changes), err=True)
     attempt = len(manifest.attempts)
     train_only = bool(manifest.attempts) and manifest.attempts[0].stages == ["train"]
-    stages = stages_of(spec, paths, attempt, train_only=train_only)
-    start_attempt(paths, spec, stages, attempt, changes)
-    return conclude(paths, spec)
+    stages = stages_of(spec, paths, train_only=train_only)
+    start_attempt(paths, spec, stages, attempt, changes, detach)
+    return 0 if detach else conclude(paths, spec)
+
+
+@runs.command()
+@click.argument("run")
+@_RUNS_DIR
+@click.option("--models", is_flag=True, help="Weights and checkpoints as well.")
+def pull(run: str, runs_dir: Path | None, models: bool) -> int:
+    """Copy a run here from the cluster that it was sent to."""
+    from seatrial.cli import outside
+
+    outside.pull(_find(run, runs_dir), models=models)
+    return 0
+
+
+def _settled(paths: Any, found: Any, away: set[str]) -> Any:
+    """A run's state as it is now; as it was last seen where its platform does not answer, which is asked once only."""
+    from seatrial.launch import launcher
+
+    handle = (found.attempt.handle if found.attempts else None) or ""
+    platform = handle.partition(":")[0]
+    if platform in away:
+        return found
+    try:
+        return launcher.settle(paths)
+    except PlatformError as error:
+        away.add(platform)
+        click.echo(f"{error.what} ({error.evidence}): this is what was last seen of runs there", err=True)
+        return found
 
 
 def _find(run: str, runs_dir: Path | None) -> Any:

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from seatrial import command
-from seatrial.backends import machine, registry
-from seatrial.backends.base import StartsAhead
+from seatrial.backends import registry
+from seatrial.backends.base import Backend, JobHandle, StartsAhead
+from seatrial.backends.detect import detect
 from seatrial.cli.outcome import conclude
 from seatrial.cli.progress import follow
+from seatrial.errors import SpecError
 from seatrial.launch import launcher
 from seatrial.launch.inspect import inspect
-from seatrial.launch.plan import plan, stages_of
+from seatrial.launch.places import at_home
+from seatrial.launch.plan import afterwards, plan, stages_of
+from seatrial.launch.source import Source
 from seatrial.runs.files import write_json
+from seatrial.runs.manifest import find_run
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.paths import runs_dir as default_runs_dir
 from seatrial.runs.plan import LaunchPlan, Stage
+from seatrial.runs.state import RunState
 from seatrial.spec import faults
 from seatrial.spec.changes import Changes
 from seatrial.spec.load import LoadedSpec
 from seatrial.spec.run import RunSpec, ScriptSpec
+
+THEN = ("predict", "compare", "report")
+"""What follows the training, unless told otherwise."""
 
 
 def start_training(
@@ -32,15 +43,18 @@ def start_training(
     *,
     argv: Sequence[str],
     runs_dir: Path | None,
-    train_only: bool = False,
+    then: Collection[str] = THEN,
+    after: str | None = None,
     detach: bool = False,
     dry_run: bool = False,
+    **more: Any,
 ) -> int:
     """Looks at data and model, then starts a new run of the recipe. Returns the exit code."""
     return start_new(
         loaded.spec,
-        lambda paths: stages_of(loaded.spec, paths, 0, train_only=train_only),
-        argv=argv, runs_dir=runs_dir, detach=detach, dry_run=dry_run, origins=loaded.origins,
+        lambda paths: stages_of(loaded.spec, paths, train_only="predict" not in then),
+        then=then, after=after,
+        argv=argv, runs_dir=runs_dir, detach=detach, dry_run=dry_run, origins=loaded.origins, **more,
     )  # fmt: skip
 
 
@@ -53,29 +67,56 @@ def start_new(
     detach: bool,
     dry_run: bool,
     origins: dict[str, str] | None = None,
+    then: Collection[str] = (),
+    after: str | None = None,
+    run_id: str = "",
+    source: Source | None = None,
+    look: bool = True,
 ) -> int:
-    """A new run: checked first, written down second, started third."""
+    """A new run: checked first, written down second, started third.
+
+    With `run_id`, `source` and `look` (false: not at the data, which is not there yet) it was asked for from outside.
+    """
     faults.from_environment()  # one that can't be read is refused here, not by the ranks
-    paths = RunPaths(default_runs_dir(runs_dir) / launcher.new_run_id(spec.name))
-    here = machine.probe()
-    cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
-    planned = plan(spec, paths, here, attempt=0, stages=stages(paths), python=sys.executable, cwd=cwd)
-    backend = registry.get("local" if spec.resources.on == "auto" else spec.resources.on)
+    if spec.resources.on.startswith("ssh://"):
+        from seatrial.cli import outside
+
+        return outside.start(
+            spec,
+            argv=argv,
+            runs_dir=default_runs_dir(runs_dir),
+            then=then,
+            after=after,
+            detach=detach,
+            dry_run=dry_run,
+        )
+    paths = RunPaths(default_runs_dir(runs_dir) / (run_id or launcher.new_run_id(spec.name)))
+    backend, evidence = platform_of(spec)
     if isinstance(spec, RunSpec):
+        spec = at_home(spec, backend.name, keeps_jobs=backend.keeps_jobs)
+    planned = _plan(
+        spec, paths, backend, 0, stages(paths),
+        after=handle_of(after, paths.root.parent, backend) if after else "",
+        afterwards=afterwards(paths, then) if detach else (),
+    )  # fmt: skip
+    if isinstance(spec, RunSpec) and look:
         say("looking at data and model")
         runner = backend.prepare(planned, spec) if isinstance(backend, StartsAhead) else command.run
         found = inspect(spec, prepare=not dry_run, runner=runner)
-        say(_found(found))
+        say(findings(found))
     if dry_run:
         _print_dry_run(spec, planned, backend.render(planned).text, origins or {})
         return 0
-    launcher.create(paths, spec, argv)
+    launcher.create(paths, spec, argv, beside=source)
     if isinstance(spec, RunSpec):
         write_json(paths.inputs, found["inputs"])
+    nodes = f" on {planned.nodes} nodes" if planned.nodes > 1 else ""
     say(
-        f"run {paths.run_id} on {backend.name}: {planned.nproc} ranks on {planned.device.upper()} ({here.evidence})"
+        f"run {paths.run_id} on {backend.name} ({evidence}): {planned.world_size} ranks on {planned.device.upper()}{nodes}"
     )
     submitted = launcher.submit(planned, backend)
+    if submitted.backend.keeps_jobs:
+        say(f"submitted: {submitted.handle}    (Ctrl-C leaves it running)")
     if detach:
         click.echo(paths.run_id)
         say(
@@ -92,17 +133,71 @@ def start_attempt(
     stages: tuple[Stage, ...],
     attempt: int,
     changes: Changes | None = None,
+    detach: bool = False,
 ) -> None:
-    """One more attempt of a run that exists, with `changes` of its recipe made already; followed to its end."""
+    """One more attempt of a run that exists, with `changes` of its recipe made already; followed to its end.
+
+    With `detach`, the job itself compares and draws the page.
+    """
     faults.from_environment()
-    here = machine.probe()
-    cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
-    planned = plan(spec, paths, here, attempt=attempt, stages=stages, python=sys.executable, cwd=cwd)
-    backend = registry.get("local" if spec.resources.on == "auto" else spec.resources.on)
+    backend, _ = platform_of(spec)
+    follows = afterwards(paths, THEN) if detach and len(stages) > 1 else ()
+    planned = _plan(spec, paths, backend, attempt, stages, afterwards=follows)
     say(f"run {paths.run_id}, attempt {attempt}: {', '.join(stage.name for stage in stages)}")
     if changes and isinstance(spec, RunSpec):
         launcher.change_recipe(paths, spec, changes, attempt)
-    follow(launcher.submit(planned, backend, changes), show_ranks=isinstance(spec, ScriptSpec))
+    submitted = launcher.submit(planned, backend, changes)
+    if not detach:
+        follow(submitted, show_ranks=isinstance(spec, ScriptSpec))
+
+
+def platform_of(spec: RunSpec | ScriptSpec) -> tuple[Backend, str]:
+    """The platform that the spec runs on, and why that one."""
+    if spec.resources.on != "auto":
+        return registry.get(spec.resources.on), "as asked for"
+    name, evidence = detect(os.environ)
+    return registry.get(name), evidence
+
+
+def handle_of(run: str, runs_dir: Path, backend: Backend) -> str:
+    """The job of a run that another is to follow; empty when it has ended well already."""
+    paths = find_run(run, runs_dir)
+    manifest = launcher.settle(paths)
+    if manifest.state is RunState.COMPLETED:
+        return ""
+    handle = (manifest.attempt.handle or "") if manifest.attempts else ""
+    if manifest.state.is_terminal or not handle:
+        raise SpecError(
+            f"nothing can follow {paths.run_id}: it is {manifest.state}", evidence=manifest.reason,
+            remedy=f"seatrial runs resume {paths.run_id}",
+        )  # fmt: skip
+    if not backend.keeps_jobs or JobHandle.parse(handle).backend != backend.name:
+        raise SpecError(
+            f"the platform {backend.name!r} can't wait for {paths.run_id}", evidence=f"it is {manifest.state}: {handle}",
+            remedy=f"wait for it: seatrial runs logs -f {paths.run_id}",
+        )  # fmt: skip
+    return handle
+
+
+def _plan(
+    spec: RunSpec | ScriptSpec,
+    paths: RunPaths,
+    backend: Backend,
+    attempt: int,
+    stages: tuple[Stage, ...],
+    **more: Any,
+) -> LaunchPlan:
+    cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
+    return plan(
+        spec,
+        paths,
+        backend.probe(spec),
+        attempt=attempt,
+        stages=stages,
+        python=sys.executable,
+        cwd=cwd,
+        **more,
+    )
 
 
 def say(text: str) -> None:
@@ -110,7 +205,8 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _found(facts: dict[str, dict[str, object]]) -> str:
+def findings(facts: dict[str, dict[str, object]]) -> str:
+    """What was found of data and model, in one line."""
     data, model = facts["data"], facts["model"]
     train, test = data["train"], data["test"]
     assert isinstance(train, dict) and isinstance(test, dict)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -44,6 +45,10 @@ _KEYS = {
     "gpu_memory": "resources.memory_gib",
     "platform": "resources.on",
     "nodes": "resources.nodes",
+    "time": "resources.time",
+    "partition": "slurm.partition",
+    "account": "slurm.account",
+    "qos": "slurm.qos",
     "gpus": "resources.gpus_per_node",
     "nproc": "resources.nproc",
     "launcher": "resources.launcher",
@@ -54,6 +59,10 @@ _KEYS = {
     "confidence": "gates.compare.confidence",
     "tags": "tags",
 }
+
+SHORT = {name: key for name, key in _KEYS.items() if name != "platform"} | {"lr": "train.learning_rate"}
+"""What stands for a recipe's key after ``--sweep``: the flags' names, and ``lr``."""
+_FLAGS = {"platform": "--on"}
 
 
 class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
@@ -70,6 +79,24 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
             return int(value)
         except ValueError:
             self.fail(f"{value!r} is neither a whole number nor 'auto'", param, ctx)
+
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+
+def platform_options(command: _Command) -> _Command:
+    """Flags that say where to run, of every verb that starts a run."""
+    for option in (
+        click.option("--qos", help="Slurm's quality of service."),
+        click.option("--account", help="Slurm's account."),
+        click.option("--partition", help="Slurm's partition."),
+        click.option("--time", help="How long a scheduler may let it run: 4h, 90m, 2-00:00:00."),
+        click.option("--nodes", type=int, help="Machines [1]."),
+        click.option("--profile", help="Profile of the site's config.yaml [its own choice]."),
+        click.option("--on", "platform", metavar="PLATFORM", help="auto, local, slurm or ssh://HOST [auto]."),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command(
@@ -120,8 +147,7 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
 @click.option("--allow-pickle", is_flag=True, default=None, help="Read weights from *.bin; tensors only.")
 @click.option("--new-head", is_flag=True, default=None, help="Replace a head made for other classes.")
 @click.option("--gpu-memory", type=float, metavar="GIB", help="Memory of a device, for estimates [read].")
-@click.option("--on", "platform", type=click.Choice(["auto", "local"]), help="Platform [auto].")
-@click.option("--nodes", type=int, help="Machines [1].")
+@platform_options
 @click.option("--gpus", type=NumberOrAuto(), help="GPUs a node; 0 for CPU [auto].")
 @click.option("--nproc", type=NumberOrAuto(), help="Ranks a node [auto: one a GPU, else 1].")
 @click.option("--launcher", type=click.Choice(["warm", "torchrun"]), help="What starts the ranks [warm].")
@@ -131,7 +157,19 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
 @click.option("--min-improvement", type=float, help="Smallest improvement, in the metric's unit.")
 @click.option("--confidence", type=float, help="Of intervals and verdict [0.95].")
 @click.option("--tags", help="Words to find the run by, separated by commas.")
-@click.option("--train-only", is_flag=True, help="Neither predict nor compare.")
+@click.option(
+    "--then",
+    metavar="WORDS",
+    help="What follows the training: predict,compare,report [all]; none for nothing.",
+)
+@click.option("--train-only", is_flag=True, help="Nothing follows: --then none.")
+@click.option("--after", metavar="RUN", help="Start when RUN has ended well.")
+@click.option(
+    "--sweep",
+    multiple=True,
+    metavar="KEY=VALUES",
+    help="A run for each of the values: lr=1e-5,3e-5 seed=0..4",
+)
 @click.option(
     "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
 )
@@ -143,42 +181,87 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
 @click.option("--dry-run", is_flag=True, help="Print what would be done, exactly; touch nothing.")
 def train(
     words: tuple[str, ...],
+    then: str | None,
+    sweep: tuple[str, ...],
     train_only: bool,
+    after: str | None,
     runs_dir: Path | None,
     detach: bool,
     estimate: bool,
     as_json: bool,
     dry_run: bool,
+    profile: str | None,
     **flags: Any,
 ) -> int:
     """Train a model, compare it with the original on held-out samples, and show it in one page."""
     from seatrial.cli.start import start_training
     from seatrial.spec import load as loading
+    from seatrial.spec.site import site_layers
 
     recipe, overrides = _split(words)
-    given = {
-        _KEYS[name]: (f"--{name.replace('_', '-')}", value)
-        for name, value in flags.items()
-        if value is not None
-    }
-    if "tags" in given:
-        given["tags"] = ("--tags", [tag for tag in str(given["tags"][1]).split(",") if tag])
+    given = given_flags(flags)
     if recipe is None and "name" not in given:
         given["name"] = ("(from model and data)", default_name(flags["model"], flags["data"]))
-    if recipe is None and not (flags["model"] and flags["data"]) and not overrides:
+    if recipe is None and not (flags["model"] and flags["data"]) and not overrides and not sweep:
         raise SpecError(
             "nothing to train",
             evidence="neither a recipe nor --model and --data were given",
             remedy="seatrial train RECIPE.yaml    or    seatrial train --model DIRECTORY --data FILE.csv",
         )
-    loaded = loading.load(recipe, flags=given, overrides=overrides)
+    if sweep:
+        from seatrial.cli.sweep import start_sweep
+
+        return start_sweep(
+            sweep, recipe, given, overrides, site_layers(profile), short=SHORT, argv=sys.argv, runs_dir=runs_dir,
+            then=following("none" if train_only else then), after=after, detach=detach, dry_run=dry_run, estimate=estimate,
+        )  # fmt: skip
+    loaded = loading.load(recipe, flags=given, overrides=overrides, under=site_layers(profile))
     if estimate:
         from seatrial.cli.estimate import show
 
         return show(loaded.spec, as_json=as_json)
     return start_training(
-        loaded, argv=sys.argv, runs_dir=runs_dir, train_only=train_only, detach=detach, dry_run=dry_run
+        loaded,
+        argv=sys.argv,
+        runs_dir=runs_dir,
+        then=following("none" if train_only else then),
+        after=after,
+        detach=detach,
+        dry_run=dry_run,
     )
+
+
+def given_flags(flags: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """The flags that were given, by the recipe's key."""
+    given = {
+        _KEYS[name]: (_FLAGS.get(name, f"--{name.replace('_', '-')}"), value)
+        for name, value in flags.items()
+        if value is not None
+    }
+    if "tags" in given:
+        given["tags"] = ("--tags", [tag for tag in str(given["tags"][1]).split(",") if tag])
+    return given
+
+
+def following(words: str | None) -> tuple[str, ...]:
+    """What ``--then`` asks for; a comparison needs predictions.
+
+    Raises:
+        SpecError: an unknown word.
+    """
+    from seatrial.cli.start import THEN
+
+    if words is None:
+        return THEN
+    given = [word.strip() for word in words.split(",") if word.strip() and word.strip() != "none"]
+    unknown = [word for word in given if word not in THEN]
+    if unknown:
+        raise SpecError(
+            f"--then {unknown[0]}: there is no such thing to follow",
+            evidence=f"known: {', '.join(THEN)}, none",
+        )
+    wanted = {*given, *(["predict"] if "compare" in given else [])}
+    return tuple(word for word in THEN if word in wanted)
 
 
 def _split(words: tuple[str, ...]) -> tuple[Path | None, tuple[str, ...]]:

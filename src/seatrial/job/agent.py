@@ -30,6 +30,7 @@ from seatrial.job.processes import adopt_orphans
 from seatrial.job.restarts import Restarts
 from seatrial.job.verdict import Account, first_failure, frozen_failure
 from seatrial.runs import lock
+from seatrial.runs.afterwards import run_afterwards
 from seatrial.runs.files import append_json_line, write_json
 from seatrial.runs.manifest import now
 from seatrial.runs.paths import RunPaths
@@ -69,7 +70,8 @@ def run_attempt(run_dir: Path, attempt: int, warm: WarmProcess | None = None) ->
     plan = read_plan(run_dir, attempt)
     try:
         with lock.hold(RunPaths(plan.run_dir).lock, f"attempt {plan.attempt}"):
-            return int(Agent(plan, lambda given_up: gather.alone(plan, warm)).run())
+            code = Agent(plan, lambda given_up: gather.alone(plan, warm)).run()
+        return int(run_afterwards(plan, say) if code is ExitCode.OK else code)
     except SeatrialError as error:
         say(f"error: {error}")
         return int(error.exit_code)
@@ -122,7 +124,7 @@ class Agent:
         adopt_orphans()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
-        self.stop_at = stop_time(self.plan, os.environ.get(DEADLINE))
+        self.stop_at = stop_time(self.plan, os.environ.get(DEADLINE), limited=not self.scheduled)
         failure = None
         try:
             self.nodes = self.gather(lambda: self.stop_signal is not None)
@@ -283,7 +285,7 @@ class Agent:
         return code
 
 
-def stop_time(plan: LaunchPlan, deadline: str | None) -> float:
+def stop_time(plan: LaunchPlan, deadline: str | None, *, limited: bool = False) -> float:
     """When to ask the ranks to stop, by the monotonic clock; infinity where no deadline is known.
 
     The wall clock is read once, here: a jump later on changes nothing.
@@ -291,6 +293,7 @@ def stop_time(plan: LaunchPlan, deadline: str | None) -> float:
     Args:
         plan: its deadline comes first.
         deadline: the environment's.
+        limited: whether the plan's time limit is to be kept here, since no scheduler keeps it.
 
     Raises:
         SpecError: `deadline` is not a number.
@@ -303,6 +306,8 @@ def stop_time(plan: LaunchPlan, deadline: str | None) -> float:
             evidence=str(error),
             remedy=f"{DEADLINE}=$(date -d '+1 hour' +%s)",
         ) from error
+    if limited and plan.time_limit_s is not None:
+        found = min(found or float("inf"), time.time() + plan.time_limit_s)
     if found is None:
         return float("inf")
     return time.monotonic() + found - time.time() - plan.stop_before_s

@@ -185,12 +185,15 @@ class Watch:
 
     def _is_silent(self, rank: int, now: float) -> bool:
         beat = self._beats[rank]
-        if beat is not None and beat.phase in _GONE:
+        silent_s = now - self._changed[rank]
+        if silent_s <= self._timeout_s:
             return False
-        # Imports, data, the model and compilation happen before the second step.
+        if beat is not None and beat.phase in _GONE:
+            # It has nothing more to do but to end, which only a halted one does not.
+            return self._source.halted(rank)
+        # Imports, data, the model and compilation happen before the second step. A halted rank does none of it.
         running = beat is not None and beat.begun > 1
-        patience = self._timeout_s if running else max(3 * self._timeout_s, _STARTING_S)
-        return now - self._changed[rank] > patience
+        return running or silent_s > max(3 * self._timeout_s, _STARTING_S) or self._source.halted(rank)
 
     def _place(self, rank: int) -> tuple[int, int]:
         beat = self._beats[rank]

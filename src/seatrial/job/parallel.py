@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -29,6 +29,31 @@ def parallelize(net: torch.nn.Module, world: World) -> torch.nn.Module:
     return DistributedDataParallel(
         net, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
     )
+
+
+def settle_buckets(
+    net: torch.nn.Module, world: World, buffers: list[torch.Tensor], backward: Callable[[], None]
+) -> None:
+    """Lets DDP choose its buckets before the first step, by a backward pass that leaves no trace.
+
+    DDP lays its buckets out anew after its first backward pass, and where a gradient lies decides in which order three or
+    more ranks add it up. Without this the first step of every attempt would add in another order than a run that was
+    never interrupted, and a resumed run would differ from it in the last bits.
+
+    Args:
+        net: as `parallelize` gave it.
+        world: the ranks; all of them call this.
+        buffers: what a forward pass changes: `statistics`.
+        backward: goes forward and back over some samples of this rank's.
+    """
+    if not isinstance(net, DistributedDataParallel) or world.world_size < 3:
+        return
+    before = [b.clone() for b in buffers]
+    with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
+        backward()
+    for b, old in zip(buffers, before, strict=True):
+        b.data.copy_(old)
+    net.zero_grad(set_to_none=True)
 
 
 def statistics(net: torch.nn.Module) -> list[torch.Tensor]:

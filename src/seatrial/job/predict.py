@@ -9,6 +9,7 @@ file a model, its rows in the order of the samples.
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,12 @@ def main() -> None:
     """Predicts with each model that is named; a file that is there for the same samples and options is kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument(
+        "--attempt",
+        type=int,
+        default=os.environ.get("SEATRIAL_ATTEMPT"),
+        required="SEATRIAL_ATTEMPT" not in os.environ,
+    )
     parser.add_argument("--models", nargs="+", default=["original", "trained"])
     parser.add_argument("--data")
     parser.add_argument("--suffix", default="", help="added to the names of the prediction files")

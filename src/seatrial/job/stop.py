@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 from typing import NamedTuple
 
@@ -12,6 +13,13 @@ import torch.distributed as dist
 
 from seatrial.job.world import World
 from seatrial.runs.paths import AttemptPaths
+
+_WORD_S = 5.0
+"""How long a rank that was signalled waits for the agents' word on it.
+
+Where Slurm tracks processes by their parents (proctrack/linuxproc), it signals agents and ranks at the same moment.
+"""
+_LOOK_EVERY_S = 0.05
 
 
 class Wishes(NamedTuple):
@@ -60,8 +68,10 @@ class StopAgreement:
         return Wishes(*(bool(wish) for wish in flag.tolist()))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._attempt.stop_request.exists():
-            self._asked = True
-            return
-        # Nobody asked: torchrun ends the survivors of a rank that died. There is nothing left to agree with.
-        os._exit(128 + number)
+        until = time.monotonic() + _WORD_S
+        while not self._attempt.stop_request.exists():
+            if time.monotonic() > until:
+                # Nobody asked: torchrun ends the survivors of a rank that died. There is nothing left to agree with.
+                os._exit(128 + number)
+            time.sleep(_LOOK_EVERY_S)
+        self._asked = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from seatrial.runs.files import write_json
 def main(argv: list[str]) -> int:
     """Runs torchrun; 0 when every rank exited with 0."""
     die_with_parent()
+    # A scheduler's warning is for the agent, which passes it on as TERM; some send it to every process of the job.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     record = Path(argv[0])
     try:
         run(parse_args(argv[1:]))

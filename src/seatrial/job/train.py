@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from seatrial.job.device import autocast, to_device
 from seatrial.job.fingerprint import fingerprint
 from seatrial.job.guard import Guard, Window
 from seatrial.job.optimizer import update
-from seatrial.job.parallel import passes, share_statistics, shares, unsynced
+from seatrial.job.parallel import passes, settle_buckets, share_statistics, shares, unsynced
 from seatrial.job.proof import after_training, same_on_all_ranks
 from seatrial.job.reporter import Reporter, reporting
 from seatrial.job.stop import StopAgreement
@@ -43,7 +44,12 @@ def main() -> None:
     """Reads the run directory and trains what it says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument(
+        "--attempt",
+        type=int,
+        default=os.environ.get("SEATRIAL_ATTEMPT"),
+        required="SEATRIAL_ATTEMPT" not in os.environ,
+    )
     args = parser.parse_args()
     paths = RunPaths(args.run_dir)
     with reporting(paths, args.attempt, "train") as reporter:
@@ -123,10 +129,21 @@ def begin(spec: RunSpec, world: World, reporter: Reporter) -> Job:
     job = build(spec, world, reporter, guard, found)
     done = checkpoint.load(found, job.state, world, spec.train.seed)
     guard.remember(done)
+    settle_buckets(job.net, world, job.statistics, lambda: settle_step(job, done))
     reporter.event(
         "training", num_steps=job.num_steps, from_step=done, steps_per_epoch=job.batches.steps_per_epoch
     )
     return job
+
+
+def settle_step(job: Job, step: int) -> None:
+    """One forward and backward pass over samples of the next step."""
+    part = passes(job.batches, job.batches.indices(min(step, job.num_steps - 1)), job.world, job.net)[0][0]
+    batch = to_device(collate(job.train, part, job.loaded.pad_id, job.batches.epoch(step)), job.world.device)
+    with autocast(job.spec.train.precision, job.world.device):
+        lengths = torch.from_numpy(job.train.lengths[part]) if job.spec.train.packing else None
+        loss, _, _ = model.loss_and_hits(job.net, batch, job.spec.task, lengths)
+    loss.backward()
 
 
 def is_due(step: int, every: int | None, *, otherwise: bool = False) -> bool:

@@ -264,6 +264,8 @@ def enter(environment: dict[str, str], title: Sequence[str], log: Path, cwd: Pat
     os.setsid()
     for number in _HANDLED:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    # A scheduler's warning is for the agents, which pass it on as TERM; some send it to every process of the job.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
     redirect(log)
     become(" ".join(title), environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from seatrial.backends.machine import Machine
@@ -20,6 +21,8 @@ def plan(
     stages: tuple[Stage, ...],
     python: str,
     cwd: Path,
+    after: str = "",
+    afterwards: tuple[tuple[str, ...], ...] = (),
 ) -> LaunchPlan:
     """Decides device, ranks and threads.
 
@@ -27,6 +30,7 @@ def plan(
         SpecError: the machine does not have what the spec asks for; nothing is done with less.
     """
     device, nproc = ranks(spec.resources, machine)
+    _check_time(spec)
     # Nobody else's script leaves heartbeats or finds its own way back to a checkpoint.
     train = spec.train if isinstance(spec, RunSpec) else TrainSpec(hang_timeout_s=None)
     return LaunchPlan(
@@ -38,8 +42,14 @@ def plan(
         device=device,
         threads=max(1, machine.cpus // nproc),
         stages=stages,
+        after=after,
+        afterwards=afterwards,
         python=python,
         cwd=cwd,
+        time_limit_s=spec.resources.time_s,
+        gpus_per_node=_gpus(spec.resources, machine),
+        cpus_per_node=machine.cpus,
+        platform=spec.slurm.model_dump(mode="json") if machine.platform == "slurm" else {},
         launcher=spec.resources.launcher,
         max_restarts=train.max_restarts,
         hang_timeout_s=train.hang_timeout_s,
@@ -47,24 +57,44 @@ def plan(
     )
 
 
-def stages_of(
-    spec: RunSpec | ScriptSpec, paths: RunPaths, attempt: int, *, train_only: bool = False
-) -> tuple[Stage, ...]:
+def _check_time(spec: RunSpec | ScriptSpec) -> None:
+    """A time limit leaves time to train."""
+    before_s = spec.train.stop_before_s if isinstance(spec, RunSpec) else TrainSpec().stop_before_s
+    if spec.resources.time_s is not None and spec.resources.time_s <= before_s:
+        raise SpecError(
+            "the time limit leaves no time to train",
+            evidence=f"resources.time is {spec.resources.time}; the ranks save and stop {before_s:g} s before its end",
+            remedy="a longer resources.time, or a shorter train.stop_before_s",
+        )
+
+
+def stages_of(spec: RunSpec | ScriptSpec, paths: RunPaths, *, train_only: bool = False) -> tuple[Stage, ...]:
     """What a run does: a script, or training and then predictions of both models in the same allocation."""
     if isinstance(spec, ScriptSpec):
         return (Stage(name="script", argv=spec.command, reports=False),)
-    stages = (Stage(name="train", argv=job_argv("train", paths, attempt)),)
-    return stages if train_only else (*stages, predict_stage(paths, attempt))
+    stages = (Stage(name="train", argv=job_argv("train", paths)),)
+    return stages if train_only else (*stages, predict_stage(paths))
 
 
-def predict_stage(paths: RunPaths, attempt: int, *arguments: str) -> Stage:
+def afterwards(paths: RunPaths, then: Collection[str]) -> tuple[tuple[str, ...], ...]:
+    """What the job itself does at its end, where nobody waits for it: the comparison and the page."""
+    verbs = [verb for verb in ("compare", "report") if verb in then]
+    return tuple(("-m", "seatrial", verb, str(paths.root)) for verb in verbs)
+
+
+def predict_stage(paths: RunPaths, *arguments: str) -> Stage:
     """Predictions of the run's models."""
-    return Stage(name="predict", argv=(*job_argv("predict", paths, attempt), *arguments))
+    return Stage(name="predict", argv=(*job_argv("predict", paths), *arguments))
 
 
-def job_argv(module: str, paths: RunPaths, attempt: int) -> tuple[str, ...]:
-    """The interpreter's arguments for one of Seatrial's own programs."""
-    return ("-m", f"seatrial.job.{module}", str(paths.root), "--attempt", str(attempt))
+def job_argv(module: str, paths: RunPaths) -> tuple[str, ...]:
+    """The interpreter's arguments for one of Seatrial's own programs, which find their attempt in the environment."""
+    return ("-m", f"seatrial.job.{module}", str(paths.root))
+
+
+def _gpus(resources: ResourcesSpec, machine: Machine) -> int:
+    """GPUs of each node that are asked for."""
+    return len(machine.gpus) if resources.gpus_per_node == "auto" else resources.gpus_per_node
 
 
 def ranks(resources: ResourcesSpec, machine: Machine) -> tuple[Device, int]:
@@ -73,14 +103,14 @@ def ranks(resources: ResourcesSpec, machine: Machine) -> tuple[Device, int]:
     Raises:
         SpecError: more GPUs than there are, fewer ranks than GPUs, or several nodes on one machine.
     """
-    if resources.nodes != 1:
+    if resources.nodes > machine.nodes:
         raise SpecError(
-            "the platform 'local' is one node",
-            evidence=f"resources.nodes is {resources.nodes}",
-            remedy="resources.nodes=1",
+            f"the platform {machine.platform!r} has {machine.nodes} node{'s' if machine.nodes > 1 else ''}",
+            evidence=f"resources.nodes is {resources.nodes}; {machine.evidence}",
+            remedy=f"resources.nodes={machine.nodes}",
         )
     there = len(machine.gpus)
-    gpus = there if resources.gpus_per_node == "auto" else resources.gpus_per_node
+    gpus = _gpus(resources, machine)
     if gpus > there:
         raise SpecError(
             f"{gpus} GPUs were asked for, {machine.hostname} has {there}",

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from seatrial import command
 from seatrial.errors import PlatformError
-from seatrial.runs.manifest import GitState
+from seatrial.runs.manifest import CodeState, GitState
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a run that was started from outside comes from, as it was there."""
+
+    git: GitState | None
+    code: CodeState
 
 
 def git_state(cwd: Path, runner: command.CommandRunner = command.run) -> GitState | None:

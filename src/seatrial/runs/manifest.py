@@ -34,6 +34,17 @@ class GitState(_Record):
     """Of ``git diff HEAD`` with the names of untracked files; None when clean."""
 
 
+class CodeState(_Record):
+    """The code as it was sent to a cluster."""
+
+    sha256: str
+    """Of all its files; the name of its directory there."""
+    files: int
+    bytes: int
+    sent: dict[str, str] = Field(default_factory=dict)
+    """What else was sent: by its path here, the path there."""
+
+
 class AttemptRecord(_Record):
     """One submission or resumption."""
 
@@ -70,6 +81,8 @@ class Manifest(_Record):
     tags: list[str] = Field(default_factory=list)
     spec_sha256: str
     git: GitState | None = None
+    code: CodeState | None = None
+    """Only where the run was started from outside the cluster."""
     seatrial_version: str
     python: str
     environment: dict[str, Any] = Field(default_factory=dict)

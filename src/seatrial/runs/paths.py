@@ -137,6 +137,11 @@ class RunPaths:
         return self.root / "report.html"
 
     @property
+    def remote(self) -> Path:
+        """Only in a copy: where the run itself lives, on a cluster that is reached over ssh."""
+        return self.root / "remote.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the agent while an attempt runs."""
         return self.root / ".lock"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,12 @@ class LaunchPlan:
     stages: tuple[Stage, ...]
     python: str
     cwd: Path
+    gpus_per_node: int = 0
+    """GPUs of each node to ask a scheduler for; 0 on cuda is one a rank."""
+    cpus_per_node: int = 0
+    """CPUs of each node to ask a scheduler for; 0 leaves it to the scheduler."""
+    time_limit_s: int | None = None
+    """How long a scheduler may let the attempt run; None leaves it to the scheduler."""
     grace_s: int = 120
     """From the request to stop to the kill."""
     launcher: Launcher = "warm"
@@ -51,11 +57,21 @@ class LaunchPlan:
     """When the platform will end the attempt (seconds since the epoch); None is never, or not known."""
     stop_before_s: float = 120
     """How long before the deadline the ranks save and stop."""
+    platform: dict[str, Any] = field(default_factory=dict)
+    """The recipe's section for the platform that it is submitted to, as plain data."""
+    after: str = ""
+    """Handle of a job that must have ended well before this one starts."""
+    afterwards: tuple[tuple[str, ...], ...] = ()
+    """Arguments of the interpreter for what follows an attempt that ended well, where nobody waits for it."""
 
     @property
     def world_size(self) -> int:
         """Ranks in all."""
         return self.nodes * self.nproc
+
+    def for_attempt(self, attempt: int) -> LaunchPlan:
+        """The same work as another attempt of the run: what a scheduler starts again is not planned anew."""
+        return replace(self, attempt=attempt, deadline=None, after="")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, read back by `read_plan`."""
@@ -83,5 +99,6 @@ def read_plan(run_dir: Path, attempt: int) -> LaunchPlan:
     if data is None:
         raise SpecError("the attempt has no plan", evidence=f"{path} does not exist")
     data.pop("schema")
+    data["afterwards"] = tuple(tuple(argv) for argv in data.get("afterwards", ()))
     stages = tuple(Stage(**{**stage, "argv": tuple(stage["argv"])}) for stage in data.pop("stages"))
     return LaunchPlan(stages=stages, run_dir=Path(data.pop("run_dir")), cwd=Path(data.pop("cwd")), **data)

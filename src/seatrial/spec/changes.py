@@ -14,14 +14,15 @@ Changes = dict[str, tuple[Any, Any]]
 
 HARMLESS = frozenset(
     {"train.log_every", "train.eval_every", "train.checkpoint_every", "train.checkpoint_minutes",
-     "train.keep_checkpoints", "train.keep_best", "train.keep_every", "resources.nproc", "tags"}
+     "train.keep_checkpoints", "train.keep_best", "train.keep_every", "resources.nproc", "resources.nodes",
+     "resources.on", "resources.time", "tags"}
 )  # fmt: skip
 """They say how the training is watched and kept, or where it runs, not what comes out."""
 GROWING = frozenset({"train.epochs", "train.max_steps"})
 """Harmless where they make the run longer; what was trained stays trained, the schedule stretches."""
 FIXED = frozenset({"schema", "name", "task", "model"})
 """A run with another of these is another run."""
-OF_THE_ATTEMPT = "resources."
+OF_THE_ATTEMPT = ("resources.", "slurm.")
 """Keys that start so hold for one attempt; the recorded recipe keeps its own."""
 
 
@@ -36,7 +37,7 @@ def changed(spec: RunSpec, overrides: Iterable[str]) -> tuple[RunSpec, Changes]:
         return spec, {}
     before = spec.model_dump(mode="json", by_alias=True)
     new = load_values(before, words)
-    old_leaves, new_leaves = _leaves(before), _leaves(new.model_dump(mode="json", by_alias=True))
+    old_leaves, new_leaves = leaves(before), leaves(new.model_dump(mode="json", by_alias=True))
     return new, {
         key: (old_leaves.get(key), value) for key, value in new_leaves.items() if old_leaves.get(key) != value
     }
@@ -68,7 +69,7 @@ def is_harmless(key: str, old: Any, new: Any) -> bool:
     """Whether a change needs no leave."""
     if key in GROWING:
         return new is None or (old is not None and new >= old)
-    return key in HARMLESS
+    return key in HARMLESS or key.startswith("slurm.")
 
 
 def render(changes: Changes) -> str:
@@ -76,11 +77,12 @@ def render(changes: Changes) -> str:
     return "\n".join(f"- {key}: {old}\n+ {key}: {new}" for key, (old, new) in sorted(changes.items()))
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found |= _leaves(value, f"{prefix}{key}.")
+            found |= leaves(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value
     return found

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from seatrial.spec.duration import seconds
+from seatrial.spec.section import Section
+from seatrial.spec.slurm import SlurmSpec
 
 Task = Literal["text-classification", "image-classification", "causal-lm"]
+PLATFORMS = ("auto", "local", "slurm")
+"""What ``resources.on`` may be, beside ``ssh://HOST``."""
 SHARDED = ("fsdp", "hsdp", "tp")
 """Ways to share a model in which no rank holds it whole."""
 
@@ -20,12 +28,7 @@ DEFAULT_BATCH_SIZE = 16
 """Samples a rank in one forward pass, unless told otherwise; with ``auto`` it fixes the global batch."""
 
 
-class _Section(BaseModel):
-    # Strict: "16" is not a number and 1 is not true. YAML 1.2 already gives each value its type.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-
-
-class DataSpec(_Section):
+class DataSpec(Section):
     """Where the samples come from."""
 
     path: str
@@ -64,7 +67,7 @@ class DataSpec(_Section):
         return self
 
 
-class TrainSpec(_Section):
+class TrainSpec(Section):
     """How to train. The global batch is batch_size × grad_accumulation × ranks."""
 
     epochs: Annotated[float, Field(gt=0)] = 3
@@ -162,7 +165,7 @@ class TrainSpec(_Section):
         return self.global_batch or micro * self.grad_accumulation * world_size
 
 
-class AdapterSpec(_Section):
+class AdapterSpec(Section):
     """Train a small addition to a model that stays as it is (PEFT)."""
 
     kind: Literal["lora", "dora", "qlora"] = "lora"
@@ -192,7 +195,7 @@ class AdapterSpec(_Section):
         return self
 
 
-class ModelOptions(_Section):
+class ModelOptions(Section):
     """What may be done to the model on loading."""
 
     allow_pickle: bool = False
@@ -201,11 +204,11 @@ class ModelOptions(_Section):
     """Replace a classification head that was made for another number of classes by a new one."""
 
 
-class ResourcesSpec(_Section):
+class ResourcesSpec(Section):
     """What to run on."""
 
-    on: Literal["auto", "local"] = "auto"
-    """Platform; auto detects it and says why."""
+    on: str = "auto"
+    """Platform: local, slurm or ssh://HOST; auto detects it and says why."""
     nodes: Annotated[int, Field(ge=1)] = 1
     """Machines."""
     gpus_per_node: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -214,11 +217,34 @@ class ResourcesSpec(_Section):
     """Ranks on each machine; auto is one a GPU, or one on a machine without GPUs."""
     launcher: Literal["warm", "torchrun"] = "warm"
     """What starts the ranks: forks of one process a node that has imported everything once, or torchrun."""
+    time: str | None = None
+    """How long a scheduler may let an attempt run: 4h, 90m, 2-00:00:00 [default: the scheduler's]."""
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory of one rank's device, for estimates [default: what the device, or the machine's share, has]."""
 
+    @field_validator("on")
+    @classmethod
+    def _platform_is_known(cls, value: str) -> str:
+        if value in PLATFORMS or re.fullmatch(r"ssh://[^\s/]+", value):
+            return value
+        near = difflib.get_close_matches(value, PLATFORMS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{value!r} is not a platform: {', '.join(PLATFORMS)} or ssh://HOST{hint}")
 
-class CompareGate(_Section):
+    @field_validator("time", mode="before")
+    @classmethod
+    def _time_is_clear(cls, value: Any) -> Any:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            seconds(str(value))
+        return value
+
+    @property
+    def time_s(self) -> int | None:
+        """`time` in seconds."""
+        return None if self.time is None else seconds(self.time)
+
+
+class CompareGate(Section):
     """What the comparison must show."""
 
     metric: str | None = None
@@ -231,7 +257,7 @@ class CompareGate(_Section):
     """Of the intervals and of the verdict."""
 
 
-class GatesSpec(_Section):
+class GatesSpec(Section):
     """What must be shown before the run counts as passed."""
 
     compare: CompareGate = CompareGate()
@@ -245,7 +271,7 @@ def _clean_name(name: str) -> str:
     return name
 
 
-class RunSpec(_Section):
+class RunSpec(Section):
     """A training run: what is trained, on what, where, and what it must show."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -261,6 +287,7 @@ class RunSpec(_Section):
     """Train an adapter instead of the model."""
     model_options: ModelOptions = ModelOptions()
     resources: ResourcesSpec = ResourcesSpec()
+    slurm: SlurmSpec = SlurmSpec()
     gates: GatesSpec = GatesSpec()
     tags: tuple[str, ...] = ()
     """Words to find the run by."""
@@ -308,7 +335,7 @@ class RunSpec(_Section):
         return self
 
 
-class ScriptSpec(_Section):
+class ScriptSpec(Section):
     """A run of somebody's own torchrun-compatible script: launched and recorded, not looked into."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -319,6 +346,7 @@ class ScriptSpec(_Section):
     cwd: str
     """Directory that the script is started in."""
     resources: ResourcesSpec = ResourcesSpec()
+    slurm: SlurmSpec = SlurmSpec()
     tags: tuple[str, ...] = ()
 
     model_config = ConfigDict(populate_by_name=True, strict=True)

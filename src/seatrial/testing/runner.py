@@ -1,4 +1,4 @@
-"""Fakes for tests of what is built on Seatrial, and for Seatrial's own."""
+"""A command runner that starts nothing."""
 
 from __future__ import annotations
 

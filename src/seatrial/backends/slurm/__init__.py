@@ -1,0 +1,1 @@
+"""Slurm: what its clients print, read into plain data, and what that means for a run."""

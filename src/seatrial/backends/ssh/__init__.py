@@ -1,0 +1,1 @@
+"""A Slurm cluster from outside, through Seatrial on its login node."""

@@ -1,0 +1,36 @@
+#!/bin/bash
+# sweep-0101, 3 runs: seatrial runs compare --tag sweep-0101
+#SBATCH --array=0-2%2
+#SBATCH --job-name=sweep-0101
+#SBATCH --comment=seatrial
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=2
+#SBATCH --signal=USR2@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/sweep-0101/slurm-%A_%a.out
+#SBATCH --partition=main
+
+set -u
+# What an outer job or launcher has left would reach the ranks.
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME MASTER_ADDR MASTER_PORT SEATRIAL_DEADLINE \
+    ${!PET_@} ${!TORCHELASTIC_@}
+# srun doesn't take over what sbatch was told: the CPUs, since 22.05; the environment, where sites submit without.
+export SLURM_EXPORT_ENV=ALL
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+
+# One element of the array a run, in this order.
+runs=(
+    /shared/runs/t-0-0101-ab12
+    /shared/runs/t-1-0101-cd34
+    '/shared/runs/it'"'"'s "two" $HOME 日本'
+)
+python=/shared/venv/bin/python
+if [ -f "$python" ] && [ -x "$python" ]; then
+    # Signals of Slurm go to this process: exec puts the supervisor in its place.
+    shopt -s execfail
+    exec "$python" -m seatrial.backends.slurm.batch "${runs[$SLURM_ARRAY_TASK_ID]}" --first-attempt 0
+fi
+echo "seatrial: node ${SLURMD_NODENAME:-$HOSTNAME} can't run $python: it has to be there on every node" >&2
+exit 4

@@ -1,0 +1,1 @@
+"""A real sshd on this machine, for tests."""
