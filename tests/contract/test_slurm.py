@@ -152,6 +152,7 @@ def pretend(patch: pytest.MonkeyPatch, directory: Path, **arguments: Any) -> Ite
 def either(request: pytest.FixtureRequest, real: str, **arguments: Any) -> Iterator[Cluster]:
     patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
     directory: Path = request.getfixturevalue("tmp_path")
+    patch.chdir(directory)  # where a job without --output writes
     if request.param == "real":
         yield Cluster(request.getfixturevalue(real), directory)
     else:

@@ -314,17 +314,16 @@ class Supervisor:
         )
         try:
             job_id, _ = self._client.submit(script, [f"--dependency=afterany:{self.job_id}"])
-        except PlatformError as error:
+        except SeatrialError as error:
             say(f"the run does not go on by itself: {error}")
             del record["continues"]
-        else:
-            record["continues"] = {"handle": self._handle(job_id, plan), "how": "sbatch --dependency"}
-            self._attempt_after(following)
+            write_json(self._attempt.exit, record)
+            return
+        record["continues"] = {"handle": self._handle(job_id, plan), "how": "sbatch --dependency"}
+        # Before the plan: whoever finds that takes the next attempt's handle from here.
         write_json(self._attempt.exit, record)
-
-    def _attempt_after(self, plan: LaunchPlan) -> None:
-        self._paths.attempt(plan.attempt).logs.mkdir(parents=True, exist_ok=True)
-        write_plan(plan)
+        self._paths.attempt(following.attempt).logs.mkdir(parents=True, exist_ok=True)
+        write_plan(following)
 
     def _patiently(self, ask: Callable[[], _Answer]) -> _Answer:
         """An answer of the controller, which may just be starting again; `PlatformError` when none comes for too long."""
