@@ -28,9 +28,9 @@ import torch.distributed as dist
 
 from seatrial.job.checkpoint import TrainState
 from seatrial.job.optimizer import make_optimizer, make_scheduler, update
-from seatrial.job.retention import Retention
 from seatrial.job.saver import Saver
 from seatrial.job.world import World
+from seatrial.runs.retention import Retention
 from seatrial.spec.run import TrainSpec
 
 WIDTH = 1024

@@ -127,7 +127,9 @@ def test_ranks_find_what_torchrun_gives_and_their_exit_codes_are_kept(
     assert wait_for_end(submitted.paths) is RunState.FAILED
     attempt = submitted.paths.attempt(0)
     record = read_json(attempt.launcher_failures(0))["failures"]
-    assert [(row["rank"], row["exitcode"], row["pid"]) for row in record] == [(1, 7, rows[1]["pid"])]
+    # torchrun ends the others with TERM, and now and then finds that among the failures, too.
+    by_itself = [row for row in record if row["exitcode"] != -signal.SIGTERM]
+    assert [(row["rank"], row["exitcode"], row["pid"]) for row in by_itself] == [(1, 7, rows[1]["pid"])]
     failure = read_json(attempt.exit)["failure"]
     assert (failure["rank"], failure["what"]) == (1, "rank 1 ended with exit code 7")
 

@@ -25,11 +25,11 @@ pytestmark = pytest.mark.integration
 # The real one takes five minutes, and its daemons lose patience on a machine that is busy with other tests: --slow.
 BOTH = ["fake", pytest.param("real", marks=[pytest.mark.slurm, pytest.mark.slow])]
 WHOLE = ["-N2", "--ntasks-per-node=1", "--gpus-per-node=8"]
-# Tasks and script say what they are sent; the tasks end by themselves after a minute.
+# Tasks and script say what they are sent; the tasks end by themselves after ten minutes or more: later than any test.
 LISTENS = """
 trap 'echo script TERM' TERM; trap 'echo script USR2' USR2
 echo restart=${SLURM_RESTART_COUNT-none}
-srun --label bash -c 'for s in TERM USR2; do trap "echo task $s" $s; done; echo up; for i in {1..600}; do sleep 0.1; done' &
+srun --label bash -c 'for s in TERM USR2; do trap "echo task $s" $s; done; echo up; for i in {1..6000}; do sleep 0.1; done' &
 until wait $!; kill -0 $! 2>/dev/null; [ $? != 0 ]; do :; done
 """
 
@@ -96,9 +96,12 @@ class Cluster:
         """A job that was queued again waits for some time; not on the fake.
 
         The real one waits for a reason: what it started before may still be ending on the node, and fails the next start.
+        When it waits no longer is its own affair, and may be over before anybody looks.
         """
-        self.wait(job, "PENDING")
-        if not self.is_real:
+        if self.is_real:
+            until(lambda: self.job(job).restarts > 0, 90, lambda: self.job(job))
+        else:
+            self.wait(job, "PENDING")
             self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def accounted(self, job: str, *states: str) -> list[Job]:
@@ -156,8 +159,8 @@ def either(request: pytest.FixtureRequest, real: str, **arguments: Any) -> Itera
     if request.param == "real":
         yield Cluster(request.getfixturevalue(real), directory)
     else:
-        # As the real ones of the tests: nothing starts again before `start_now` says so.
-        with pretend(patch, directory, requeue_wait_s=10, **arguments) as slurm:
+        # Nothing starts again before `start_now` says so.
+        with pretend(patch, directory, requeue_wait_s=600, **arguments) as slurm:
             yield Cluster(slurm, directory)
 
 
@@ -344,7 +347,7 @@ class TestRunning:
     def test_where_its_output_goes(self, slurm_of_both: Cluster) -> None:
         """A job that is queued again writes over what it wrote before, unless told to append."""
         slurm = slurm_of_both
-        body = "echo restart=${SLURM_RESTART_COUNT-none}; sleep 30"
+        body = "echo restart=${SLURM_RESTART_COUNT-none}; sleep 600"
         jobs = [slurm.sbatch(body, f"--open-mode={mode}") for mode in ("truncate", "append")]
         for job in jobs:
             slurm.says(job, "restart=none")
@@ -471,9 +474,10 @@ class TestEnding:
 
     @staticmethod
     def _reach_the_limit(slurm: Cluster) -> None:
-        job = slurm.sbatch(LISTENS, *WHOLE, "--time=1", "--signal=USR2@30")
+        # Slurm looks every 30 s, and warns of what comes before it looks again: ten seconds after the start, or later.
+        job = slurm.sbatch(LISTENS, *WHOLE, "--time=1", "--signal=USR2@20")
         ended = slurm.wait(job, "TIMEOUT", timeout_s=180)
-        said = slurm.output(job)
+        said = slurm.says(job, "DUE TO TIME LIMIT ***", timeout_s=30)
         assert ended.reason == "TimeLimit"
         assert said.index("task USR2") < said.index("DUE TO TIME LIMIT ***")
         assert said.count("task USR2") == 2

@@ -17,12 +17,12 @@ def test_the_demo_tells_the_whole_story_and_can_be_told_again(seatrial: Seatrial
     done = seatrial("demo", timeout=500)
     assert done.code == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["run", "result", "verdict", "page", "again"]
+    assert [line.split()[0] for line in lines] == ["run", "result", "verdict", "use", "page", "again"]
     assert "verdict  better; gate passed" in done.stdout
     accuracy = read_json(done.run.comparison)["metrics"]["accuracy"]
     assert accuracy["original"] < 0.3 < 0.55 < accuracy["trained"] < 0.95
     assert accuracy["interval"][0] > 0.3
-    assert Path(lines[3].split(maxsplit=1)[1]).is_file()
+    assert Path(lines[4].split(maxsplit=1)[1]).is_file()
     assert seatrial.runs_dir.joinpath(".demo", "seed-0", "COMMITTED.json").is_file()
 
 

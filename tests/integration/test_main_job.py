@@ -29,15 +29,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory, reviews: Path, encoder: P
 
 
 class TestWholeRun:
-    def test_it_ends_well_and_says_so_in_five_lines(self, finished: tuple[Seatrial, Done]) -> None:
+    def test_it_ends_well_and_says_so_in_six_lines(self, finished: tuple[Seatrial, Done]) -> None:
         _, done = finished
         assert done.code == 0, done.stderr
         lines = done.stdout.splitlines()
-        assert len(lines) == 5
+        assert len(lines) == 6
         assert "2 ranks on CPU" in lines[0]
         assert "accuracy" in lines[1] and "95 %" in lines[1]
         assert lines[2].startswith("verdict  better; gate passed")
-        assert lines[3].split()[1].endswith("report.html")
+        assert lines[3].startswith("use      processor time of the job (no GPU: a stand-in) ")
+        assert lines[4].split()[1].endswith("report.html")
 
     def test_its_directory_holds_what_the_design_says(self, finished: tuple[Seatrial, Done]) -> None:
         run = finished[1].run

@@ -148,7 +148,9 @@ def test_detached_it_is_seen_followed_cancelled_and_resumed_from_here(project: S
     assert cancelled.code == 0, cancelled.stderr
     assert read_manifest(run).state is RunState.INTERRUPTED
     flag.touch()
-    resumed = project("runs", "resume", run_id)
+    refused = project("runs", "resume", run_id, "--verdict", "verdict.json")
+    assert refused.code == 2 and "on the cluster" in refused.stderr
+    resumed = project("runs", "resume", run_id, "--verdict", "none")
     assert resumed.code == 0, resumed.stderr
     manifest = read_manifest(run)
     assert [record.outcome for record in manifest.attempts][1:] == ["completed"]

@@ -1,4 +1,4 @@
-"""The page in a real browser: it loads from a file, asks nobody, complains of nothing, fits a phone."""
+"""The pages in a real browser: each loads from a file, asks nobody, complains of nothing, fits a phone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 
+from seatrial.check.reports import page as check_page
+from seatrial.check.reports.model import pairs
 from seatrial.report import build_report
+from seatrial.runs.files import write_json
 
+from ..unit.acceptance_samples import conclude, pair_samples, troubled
 from ..unit.report_run import make_run
+from ..unit.test_utilisation_page import made
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -35,9 +40,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return build_report(make_run(tmp_path_factory.mktemp("runs"))).as_uri()
+@pytest.fixture(scope="module", params=["run", "used", "check"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    if request.param == "run":
+        return build_report(make_run(tmp_path_factory.mktemp("runs"))).as_uri()
+    if request.param == "used":
+        run = make_run(tmp_path_factory.mktemp("used"))
+        write_json(run.utilisation, made())
+        return build_report(run).as_uri()
+    page = tmp_path_factory.mktemp("check") / "check.html"
+    page.write_text(check_page.render(conclude(troubled()), pairs(pair_samples(12))), encoding="utf-8")
+    return page.as_uri()
 
 
 def open_page(browser: Any, url: str, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
@@ -54,7 +67,7 @@ def test_it_loads_without_a_word_and_without_a_request(browser: Any, url: str) -
     open_page(browser, "about:blank")
     browser.get_log("performance")  # what the browser's own start page asked for
     open_page(browser, url)
-    assert "better" in browser.find_element("id", "verdict").text
+    assert ("FAIL" if "check" in url else "better") in browser.find_element("id", "verdict").text
     assert [entry["message"] for entry in browser.get_log("browser")] == []
     asked = [
         event["params"]["request"]["url"]
@@ -97,5 +110,6 @@ def test_pictures_for_people(browser: Any, url: str, tmp_path: Path) -> None:
         ("phone", 360, 3000, False),
     ):
         open_page(browser, url, width=width, height=height, dark=dark)
-        assert browser.save_screenshot(str(folder / f"{name}.png"))
-        assert (folder / f"{name}.png").stat().st_size > 20_000
+        picture = folder / f"{Path(url).stem}-{name}.png"
+        assert browser.save_screenshot(str(picture))
+        assert picture.stat().st_size > 20_000

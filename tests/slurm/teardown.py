@@ -10,6 +10,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,8 +41,9 @@ def down(directory: Path, *, keep_logs: bool = False) -> None:
             break
         processes.kill(found)
     if plan.namespaces:
-        # The nodes' ends of the cables went with their namespaces, and so did the cables.
-        subprocess.run(["ip", "link", "del", plan.bridge], capture_output=True, check=False)
+        # Cables go with their namespaces, but when the kernel finds the time.
+        for name in interfaces(plan):
+            subprocess.run(["ip", "link", "del", name], capture_output=True, check=False)
     _remove_cgroups(plan)
     if keep_logs:
         for path in directory.iterdir():
@@ -51,6 +53,12 @@ def down(directory: Path, *, keep_logs: bool = False) -> None:
                 path.unlink()
     else:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def interfaces(plan: Plan) -> list[str]:
+    """The cluster's bridge and the host's ends of its cables, those that are there; the cables first."""
+    ours = {plan.bridge, *map(plan.link, plan.names)} if plan.namespaces else set()
+    return sorted((name for _, name in socket.if_nameindex() if name in ours), reverse=True)
 
 
 def _everything(plan: Plan) -> list[psutil.Process]:

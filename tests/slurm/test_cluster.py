@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,12 +17,13 @@ import pytest
 from tests.slurm import daemons, processes
 from tests.slurm.cluster import REPOSITORY, SlurmCluster
 from tests.slurm.plan import Plan
+from tests.slurm.teardown import interfaces
 
 
 def left_of(plan: Plan) -> list[str]:
     """What still names a cluster that should be gone."""
     found = [str(plan.directory)] if plan.directory.exists() else []
-    found += [name for _, name in socket.if_nameindex() if plan.bridge and name.startswith(plan.bridge)]
+    found += interfaces(plan)
     found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/seatrial-{plan.bridge}") if plan.bridge]
     for process in processes.living():
         with contextlib.suppress(psutil.Error):

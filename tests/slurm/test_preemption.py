@@ -172,6 +172,28 @@ class TestItsUserDecides:
         first, second = (job_of(record.handle or "") for record in run.manifest.attempts)
         assert first != second
 
+    def test_a_cluster_that_takes_no_job_after_it_either(
+        self, slurm: SlurmCluster, leaving: Callable[..., Attached]
+    ) -> None:
+        """It is said, and the run is there to be resumed."""
+        run = leaving(slurm)
+        run.ranks_run()
+        slurm.run("scontrol", "update", f"JobId={run.job}", "Requeue=0")
+        slurm.run("scontrol", "update", "PartitionName=main", "State=DRAIN")
+        try:
+            slurm.run("scancel", "--signal=USR2", run.job)
+            assert run.wait() == 75, run.said
+        finally:
+            slurm.run("scontrol", "update", "PartitionName=main", "State=UP")
+        assert run.outcomes() == ["preempted"]
+        assert "the run does not go on by itself" in run.log()
+        assert "Required partition not available (inactive or drain)" in run.log()
+        assert "continues" not in run.record(0)
+        assert f"seatrial runs resume {run.run.run_id}" in run.said
+        resumed = Attached(run.seatrial, slurm, "runs", "resume", "last")
+        assert resumed.wait() == 0, resumed.said
+        assert run.outcomes() == ["preempted", "completed"]
+
     def test_not_more_often_than_it_may(self, slurm: SlurmCluster, leaving: Callable[..., Attached]) -> None:
         run = leaving(slurm, starts=9, section="{max_requeues: 1}")
         for attempt in (0, 1):
@@ -239,25 +261,46 @@ def test_a_start_that_never_came_to_be_is_counted(
     finally:
         for process in slurmds:
             process.resume()
-    run.queued_again(2)
+    # Not hurried: what the node has missed it makes up for now, and a start in the midst of that fails.
+    run.until(lambda: slurm_ns.job(run.job).get("Restarts") == "2", "the job is queued again")
     assert run.wait() == 0, run.said
-    assert run.outcomes()[0] == "preempted" and run.outcomes()[-1] == "completed"
+    first, gap, last = run.outcomes()
+    assert (first, last) == ("preempted", "completed")
+    assert gap in {"lost", "preempted"}
 
 
 @pytest.mark.slow
 def test_the_end_of_its_time(
     slurm: SlurmCluster, attach: Attach, training: list[str], undisturbed: Weights
 ) -> None:
-    """Slurm's warning comes some time before the end; the run is saved, queued again, and goes on."""
+    """Slurm's warning comes some time before the end; the run is saved, queued again, and goes on.
+
+    Its next start has as much time as the limit says: without the longer one, that would be none.
+    """
     run = attach(slurm, *training, "--on", "slurm", "--nproc", "2", "--time", "4m", fault=halts(15))
     run.halted(0)
     slurm.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=2")
     run.let_go(0)
+    run.until(lambda: slurm.job(run.job).get("Restarts") == "1", "the job is queued again")
+    slurm.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
     run.queued_again(1)
     assert run.wait() == 0, run.said
     assert run.weights() == undisturbed(2)
     assert run.outcomes() == ["preempted", "completed"]
     assert began_at(run, 1) >= 15
+
+
+@pytest.mark.slow
+def test_a_time_limit_that_leaves_no_time(slurm: SlurmCluster, leaving: Callable[..., Attached]) -> None:
+    """Somebody has lowered it below what saving takes: no start would get anywhere, and none is asked for."""
+    run = leaving(slurm, "--time", "4m", starts=9)
+    run.ranks_run()
+    slurm.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=2")
+    run.queued_again(1)
+    assert run.wait() == 4, run.said
+    assert run.outcomes() == ["preempted", "failed"]
+    assert "the job's time limit leaves no time to run" in run.said
+    assert slurm.job(run.job)["Restarts"] == "1"
 
 
 @pytest.mark.slow

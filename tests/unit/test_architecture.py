@@ -22,6 +22,8 @@ LEVELS = {
     "check": 6,
     "compare": 6,
     "report": 6,
+    "ship": 6,
+    "watch": 6,
     "cli": 7,
     "testing": 8,
 }

@@ -25,13 +25,13 @@ from seatrial.job import checkpoint, saver, shards
 from seatrial.job.checkpoint import TrainState
 from seatrial.job.optimizer import make_optimizer, make_scheduler, update
 from seatrial.job.reporter import Reporter
-from seatrial.job.retention import Kept, Retention
 from seatrial.job.saver import Saver
 from seatrial.job.world import World
 from seatrial.runs import commit
 from seatrial.runs.evidence import Verdict, read_evidence
 from seatrial.runs.files import read_json_lines
 from seatrial.runs.paths import RunPaths
+from seatrial.runs.retention import Kept, Retention
 from seatrial.spec.run import TrainSpec
 
 NUM_STEPS = 12

@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from seatrial.cli.main import cli
+from seatrial.spec.checks import CHECKS, PHASES, SUITES, SuiteSpec
 from seatrial.spec.faults import KINDS
 from seatrial.spec.run import RunSpec
 
@@ -84,6 +85,40 @@ def test_the_table_of_recipe_keys_is_the_spec(golden: Callable[[str, Path | str]
     introduction = (ROOT / "docs" / "recipes.md").read_text().split("| key |")[0]
     table = "| key | default | what |\n|---|---|---|\n" + "\n".join(keys(RunSpec)) + "\n"
     golden(introduction + table, ROOT / "docs" / "recipes.md")
+
+
+def suite_row(suite: SuiteSpec) -> str:
+    pairs = suite.pairs if "pairs" in suite.checks else "–"
+    limit = f"{suite.limit_s / 60:g} min" if suite.limit_s < 3600 else f"{suite.limit_s / 3600:g} h"
+    sizes = ", ".join(f"{size:g}" for size in suite.sizes_mib)
+    return f"| `{suite.name}` | {limit} | {len(suite.checks)} | {', '.join(suite.dtypes)} | {suite.gemm_s:g} | {sizes} | {pairs} |"
+
+
+def check_rows() -> list[str]:
+    rows = []
+    for name, check in CHECKS.items():
+        needs = ["GPUs"] * check.gpu + [f"{check.nodes} nodes"] * (check.nodes > 1)
+        needs += [f"{check.ranks} ranks a node"] * (check.ranks > 1)
+        suites = ", ".join(suite.name for suite in SUITES.values() if name in suite.checks)
+        rows.append(
+            f"| `{name}` | {PHASES[check.phase]} | {check.scope} | {check.about} | {', '.join(needs)} | {suites} |"
+        )
+    return rows
+
+
+def test_the_tables_of_suites_and_checks_are_the_spec(golden: Callable[[str, Path | str], None]) -> None:
+    introduction = (ROOT / "docs" / "check.md").read_text().partition("| suite |")[0]
+    suites = [
+        "| suite | at most | checks | precisions | s each | collectives, MiB | pairs |",
+        "|---|---|---|---|---|---|---|",
+        *map(suite_row, SUITES.values()),
+    ]
+    checks = [
+        "| check | phase | of each | what | needs | in |",
+        "|---|---|---|---|---|---|",
+        *check_rows(),
+    ]
+    golden(introduction + "\n".join([*suites, "", *checks]) + "\n", ROOT / "docs" / "check.md")
 
 
 def test_every_verb_has_help() -> None:

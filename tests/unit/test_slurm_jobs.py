@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,10 @@ from seatrial.backends.slurm import jobs, text
 from seatrial.backends.slurm.find import _is_accounted_as
 from seatrial.backends.slurm.jobs import Job, Step
 from seatrial.backends.slurm.states import STATES, end_sentence, run_state, span
+from seatrial.backends.slurm.step import EarlyEnds, early_ends
+from seatrial.errors import PlatformError
+from seatrial.job.gang import free_port
+from seatrial.job.link import Lead, Meeting
 from seatrial.runs.state import RunState
 from tests.unit.slurm_fixtures import FIXTURES, RELEASES, named, recorded
 
@@ -353,3 +358,35 @@ def test_scontrol_survives_any_name_of_one_line(names: list[str]) -> None:
     record = "JobId={} JobName={}\n   UserId=ann(1000) GroupId=ann(1000) MCS_label=N/A\n   JobState=RUNNING Reason=None Dependency=(null)\n\n"
     found = jobs.parse_scontrol_jobs("".join(record.format(n + 1, name) for n, name in enumerate(names)))
     assert [(job.name, job.user, job.state) for job in found] == [(name, "ann", "RUNNING") for name in names]
+
+
+def test_every_task_whose_end_srun_reports_is_found() -> None:
+    text = (
+        "0: waiting for 3 more nodes\n"
+        "srun: error: node1: task 1: Exited with exit code 2\n"
+        "1: slurmstepd-node1: error: execve(): /private/python: No such file or directory\n"
+        "srun: error: node[2-4]: tasks 2-3,5: Killed\n"
+    )
+    assert early_ends(text) == [
+        (1, "Exited with exit code 2"), (2, "Killed"), (3, "Killed"), (5, "Killed"),
+    ]  # fmt: skip
+
+
+def test_the_leading_agent_is_told_of_one_that_ended_early(tmp_path: Path) -> None:
+    log = tmp_path / "agent.log"
+    log.write_text(
+        "srun: error: b: task 1: Exited with exit code 2\n1: execve(): No such file or directory\n"
+    )
+    meeting = Meeting("127.0.0.1", free_port(), "secret", ("a", "b"), patience_s=20)
+    early = EarlyEnds(
+        log, ["a", "b"], {"SEATRIAL_LEAD": f"127.0.0.1:{meeting.port}", "SEATRIAL_LINK_TOKEN": "secret"}
+    )
+    early.tell()  # nobody listens yet
+    lead = Lead(meeting)
+    early.tell()
+    early.tell()
+    with pytest.raises(
+        PlatformError, match=r"node 1 \(b\).*ended before it had checked in: Exited with exit code 2"
+    ):
+        lead.check_in(2, {})
+    lead.close()

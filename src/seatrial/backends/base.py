@@ -14,7 +14,8 @@ from seatrial.runs.manifest import Manifest
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan
 from seatrial.runs.state import RunState
-from seatrial.spec.run import RunSpec, ScriptSpec
+from seatrial.spec.kinds import AnySpec
+from seatrial.spec.run import RunSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Backend(Protocol):
     keeps_jobs: bool
     """Whether a job is in somebody else's hands once it is submitted: then Ctrl-C leaves it there."""
 
-    def probe(self, spec: RunSpec | ScriptSpec) -> Machine:
+    def probe(self, spec: AnySpec) -> Machine:
         """What each node has that the spec may be run on.
 
         Raises:
@@ -139,6 +140,14 @@ class Explains(Protocol):
 
     def why(self, handle: JobHandle) -> Why:
         """What it waits for, with the evidence, and what would help."""
+
+
+@runtime_checkable
+class NamesCluster(Protocol):
+    """A platform that knows which one of its kind it is: what was tested on another says nothing of it."""
+
+    def cluster(self) -> str:
+        """The name of the cluster, or of this machine. Raises `PlatformError` when it does not answer."""
 
 
 @runtime_checkable

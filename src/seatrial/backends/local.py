@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from seatrial.backends.standby import Standby
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan
 from seatrial.runs.state import RunState
-from seatrial.spec.run import RunSpec, ScriptSpec
+from seatrial.spec.kinds import AnySpec
+from seatrial.spec.run import RunSpec
 
 _KILL_WAIT_S = 10
 
@@ -32,9 +34,13 @@ class LocalBackend:
     def __init__(self) -> None:
         self._standby: Standby | None = None
 
-    def probe(self, spec: RunSpec | ScriptSpec) -> machine.Machine:
+    def probe(self, spec: AnySpec) -> machine.Machine:
         """This machine, whatever the spec asks for."""
         return machine.probe()
+
+    def cluster(self) -> str:
+        """This machine's name."""
+        return socket.gethostname()
 
     def prepare(self, plan: LaunchPlan, spec: RunSpec) -> command.CommandRunner:
         """Starts the agent ahead of its run, where its ranks are to be forks of a warm process."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from seatrial import command
 from seatrial.errors import PlatformError
+from seatrial.runs.visible import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +46,10 @@ def _visible_gpus(runner: command.CommandRunner) -> tuple[tuple[str, ...], str]:
     return parse_gpus(done.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def parse_gpus(listing: str, visible: str | None) -> tuple[tuple[str, ...], str]:
-    """GPU names from ``nvidia-smi --query-gpu=index,uuid,name``, cut to ``CUDA_VISIBLE_DEVICES``.
-
-    CUDA reads the variable up to the first entry that names no device (CUDA programming guide,
-    "CUDA Environment Variables"); so does this.
-    """
+def parse_gpus(listing: str, variable: str | None) -> tuple[tuple[str, ...], str]:
+    """GPU names from ``nvidia-smi --query-gpu=index,uuid,name``, cut to ``CUDA_VISIBLE_DEVICES``."""
     rows = [[part.strip() for part in line.split(",", 2)] for line in listing.splitlines() if line.strip()]
-    by_name = {key: name for index, uuid, name in rows for key in (index, uuid)}
-    if visible is None:
-        return tuple(name for _, _, name in rows), "nvidia-smi"
-    chosen = []
-    for word in (part.strip() for part in visible.split(",")):
-        match = [
-            name
-            for key, name in by_name.items()
-            if key == word or (word[:4] == "GPU-" and key.startswith(word))
-        ]
-        if not match:
-            break
-        chosen.append(match[0])
-    return tuple(chosen), f"nvidia-smi and CUDA_VISIBLE_DEVICES={visible}"
+    chosen = [rows[place][2] for place in visible([(index, uuid) for index, uuid, _ in rows], variable)]
+    if variable is None:
+        return tuple(chosen), "nvidia-smi"
+    return tuple(chosen), f"nvidia-smi and CUDA_VISIBLE_DEVICES={variable}"

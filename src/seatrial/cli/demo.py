@@ -55,4 +55,4 @@ def demo(seed: int, runs_dir: Path | None) -> int:
             "train.seed": ("--seed", seed),
         },
     )
-    return start_training(loaded, argv=sys.argv, runs_dir=runs_dir)
+    return start_training(loaded, argv=sys.argv, runs_dir=runs_dir, verdict="none")

@@ -32,7 +32,8 @@ from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import read_plan
 from seatrial.runs.state import RunState
 from seatrial.spec import load
-from seatrial.spec.run import RunSpec, ScriptSpec
+from seatrial.spec.kinds import AnySpec
+from seatrial.spec.run import RunSpec
 from seatrial.spec.site import Layer, site_layers
 
 _ALIVE_EVERY_S = 10.0
@@ -108,7 +109,7 @@ class LoginNode:
         )
         given: dict[str, Any] = {
             "argv": order["argv"], "runs_dir": runs_dir, "after": order["after"], "detach": True, "dry_run": dry_run,
-            "run_id": order["run_id"], "source": source, "look": look,
+            "run_id": order["run_id"], "source": source, "look": look, "verdict": order["verdict"],
         }  # fmt: skip
         if isinstance(spec, RunSpec):
             start_training(load.LoadedSpec(spec, origins), then=order["then"], **given)
@@ -154,7 +155,9 @@ class LoginNode:
         paths = self._store.run(run_id)
         return asdict(why(paths, launcher.settle(paths)))
 
-    def resume(self, run_id: str, overrides: list[str], nproc: int | None, allow_change: bool) -> None:
+    def resume(
+        self, run_id: str, overrides: list[str], nproc: int | None, allow_change: bool, verdict: str | None
+    ) -> None:
         """One more attempt."""
         from seatrial.cli.runs import resume
 
@@ -164,7 +167,7 @@ class LoginNode:
         assert resume.callback is not None
         resume.callback(
             run=run_id, overrides=tuple(overrides), runs_dir=kept.runs, nproc=nproc, allow_change=allow_change,
-            detach=True,
+            detach=True, verdict=verdict,
         )  # fmt: skip
 
     def serve(self) -> None:
@@ -210,7 +213,7 @@ def _still_works(paths: RunPaths, manifest: Manifest) -> bool:
     return not registry.get(handle.backend).state(handle).state.is_terminal
 
 
-def _spec(values: dict[str, Any]) -> tuple[RunSpec | ScriptSpec, dict[str, str]]:
+def _spec(values: dict[str, Any]) -> tuple[AnySpec, dict[str, str]]:
     """A spec of what was said outside, laid over this cluster's own defaults."""
     layers = [*site_layers(), Layer("the recipe", values)]
     if values.get("task") == "script":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Any, cast
@@ -16,11 +17,20 @@ from seatrial.errors import ExitCode, SeatrialError
 _VERBS = {
     "demo": ("demo:demo", "The whole story on this machine, in a minute or two."),
     "doctor": ("doctor:doctor", "What is here, what is missing, what to do about it."),
+    "check": ("check:check", "Put a cluster, or this machine, through an acceptance test."),
     "train": ("train:train", "Train a model, compare it with the original, show it in one page."),
     "run": ("run:run", "Launch any torchrun-compatible script, and record it."),
+    "watch": ("watch:watch", "Are the GPUs used, and if not, why? Live, and as a gate."),
     "predict": ("predict:predict", "Run a run's models over held-out samples."),
     "compare": ("compare:compare", "Is the trained model better? Exit code 1 when a gate is not met."),
     "report": ("report:report", "Write a run's page."),
+    "package": ("package:package", "Pack a run's model as a release, with the evidence for it."),
+    "promote": ("promote:promote", "Make a release what others load, on evidence."),
+    "rollback": ("rollback:rollback", "Make an earlier version current again."),
+    "releases": ("releases:releases", "List, show and verify what was promoted."),
+    "prune": ("prune:prune", "Make room: show what can go, ask, remove it."),
+    "snapshot": ("snapshot:snapshot", "Write down what this machine is; tell what has changed since."),
+    "monitor": ("monitor:monitor", "Prometheus: export runs and GPUs, or start a whole stack."),
     "runs": ("runs:runs", "List, show, follow, cancel and resume runs."),
 }
 
@@ -63,6 +73,9 @@ def cli() -> None:
 
 def main() -> None:
     """The console command: runs a verb and turns every expected failure into a message and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name in another encoding is printed escaped, as stderr does, and ends nothing.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()

@@ -12,17 +12,19 @@ from seatrial.cli.outcome import conclude
 from seatrial.cli.progress import Patience, follow
 from seatrial.errors import PlatformError, SpecError
 from seatrial.launch import launcher, outside
+from seatrial.launch.admission import NONE
 from seatrial.runs import commit
 from seatrial.runs.manifest import find_run
 from seatrial.runs.paths import RunPaths
+from seatrial.spec.kinds import AnySpec
 from seatrial.spec.load import read_spec
-from seatrial.spec.run import RunSpec, ScriptSpec
+from seatrial.spec.run import ScriptSpec
 
 _POLL_S = 0.3
 
 
 def start(
-    spec: RunSpec | ScriptSpec,
+    spec: AnySpec,
     *,
     argv: Sequence[str],
     runs_dir: Path,
@@ -30,15 +32,19 @@ def start(
     after: str | None,
     detach: bool,
     dry_run: bool,
+    verdict: str | None = None,
 ) -> int:
     """A new run there, with a copy here that is followed to its end. Returns the exit code."""
+    _check_verdict(verdict)
     run_id = launcher.new_run_id(spec.name)
     cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
     connection = outside.connection_of(spec, _say)
     parcel = outside.pack(spec, cwd, runs_dir)
     first = None if after is None else _on_the_same(find_run(after, runs_dir), spec)
     there = outside.send(parcel, connection, _say, dry_run=dry_run)
-    given = outside.order(spec, parcel, there["root"], run_id=run_id, argv=argv, then=then, after=first)
+    given = outside.order(
+        spec, parcel, there["root"], run_id=run_id, argv=argv, then=then, after=first, verdict=verdict
+    )
     if dry_run:
         text, _ = connection.ask("dry_run", order=given, look=not there["missing"])
         click.echo(text, nl=False)
@@ -52,10 +58,17 @@ def start(
 
 
 def resume(
-    paths: RunPaths, overrides: Sequence[str], nproc: int | None, *, allow_change: bool, detach: bool
+    paths: RunPaths,
+    overrides: Sequence[str],
+    nproc: int | None,
+    *,
+    allow_change: bool,
+    detach: bool,
+    verdict: str | None = None,
 ) -> int:
     """One more attempt there, followed to its end. Returns the exit code."""
-    outside.resume(paths, overrides, nproc, allow_change=allow_change, say=_say)
+    _check_verdict(verdict)
+    outside.resume(paths, overrides, nproc, allow_change=allow_change, verdict=verdict, say=_say)
     if detach:
         return 0
     spec = read_spec(paths.spec)
@@ -87,7 +100,7 @@ def pull(paths: RunPaths, *, models: bool) -> None:
     )
 
 
-def _follow(paths: RunPaths, spec: RunSpec | ScriptSpec) -> int:
+def _follow(paths: RunPaths, spec: AnySpec) -> int:
     follow(outside.submitted(paths), show_ranks=isinstance(spec, ScriptSpec))
     patience = Patience(_say)
     manifest = None
@@ -99,7 +112,16 @@ def _follow(paths: RunPaths, spec: RunSpec | ScriptSpec) -> int:
     return conclude(paths, spec)
 
 
-def _on_the_same(first: RunPaths, spec: RunSpec | ScriptSpec) -> str:
+def _check_verdict(verdict: str | None) -> None:
+    """A file here says nothing there: `SpecError`."""
+    if verdict not in {None, NONE}:
+        raise SpecError(
+            "the verdict to go by is on the cluster, in its runs directory", evidence=f"--verdict {verdict}",
+            remedy=f"leave it out, or --verdict {NONE}",
+        )  # fmt: skip
+
+
+def _on_the_same(first: RunPaths, spec: AnySpec) -> str:
     """The id of a run that another is to follow; `SpecError` unless both are on one cluster."""
     where = outside.mirror_of(first).remote.host if first.remote.exists() else "this machine"
     if f"ssh://{where}" != spec.resources.on:

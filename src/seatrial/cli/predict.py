@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from seatrial.cli.train import VERDICT
 from seatrial.errors import SpecError
 
 
@@ -22,11 +23,17 @@ from seatrial.errors import SpecError
 @click.option("--temperature", type=click.FloatRange(min=0), help="Sample; 0 takes the likeliest token [0].")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the sampling [0].")
 @click.option("--engine", type=click.Choice(["transformers", "vllm"]), help="What generates [transformers].")
+@VERDICT
 @click.option(
     "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
 )
 def predict(
-    run: str, models: tuple[str, ...], data: str | None, runs_dir: Path | None, **generation: Any
+    run: str,
+    models: tuple[str, ...],
+    data: str | None,
+    runs_dir: Path | None,
+    verdict: str | None,
+    **generation: Any,
 ) -> int:
     """Run the original or the trained model of RUN; prints the prediction files.
 
@@ -70,7 +77,7 @@ def predict(
         local = Path(data).expanduser()
         where = str(local.absolute()) if local.exists() else data
         arguments += ["--data", where, f"--suffix={suffix}"]  # one word: the suffix starts with a dash
-    start_attempt(paths, spec, (predict_stage(paths, *arguments),), attempt)
+    start_attempt(paths, spec, (predict_stage(paths, *arguments),), attempt, verdict=verdict)
     failure = launcher.failure_of(launcher.settle(paths))
     if failure is not None:
         raise failure

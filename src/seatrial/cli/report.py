@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from seatrial.errors import SpecError
+
 
 @click.command()
 @click.argument("run")
@@ -20,6 +22,11 @@ def report(run: str, runs_dir: Path | None) -> int:
     from seatrial.runs.paths import runs_dir as default_runs_dir
 
     paths = find_run(run, default_runs_dir(runs_dir))
-    launcher.settle(paths)
+    manifest = launcher.settle(paths)
+    if manifest.task == "check":
+        raise SpecError(
+            f"{paths.run_id} is an acceptance test", evidence="its page is drawn with its verdict",
+            remedy=f"seatrial check --judge {paths.run_id}",
+        )  # fmt: skip
     click.echo(build_report(paths))
     return 0

@@ -8,19 +8,28 @@ from typing import Any
 
 import click
 
-from seatrial.cli.train import NumberOrAuto, default_name, given_flags, platform_options
+from seatrial.cli.train import VERDICT, NumberOrAuto, default_name, given_flags, platform_options
 from seatrial.errors import SpecError
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.option("--name", help="Short name [the script's].")
-@platform_options
+@platform_options()
+@VERDICT
 @click.option("--nproc", type=NumberOrAuto(), help="Ranks a node [auto: one a GPU, else 1].")
 @click.option("--gpus", type=NumberOrAuto(), help="GPUs a node; 0 for CPU [auto].")
 @click.option(
     "--launcher",
     type=click.Choice(["torchrun", "warm"]),
     help="What starts the ranks; warm forks them from a process that has imported torch before the script begins [torchrun].",
+)
+@click.option(
+    "--min-utilisation", type=float, metavar="PERCENT", help="Exit with 1 unless the GPUs are used that much."
+)
+@click.option(
+    "--artifacts",
+    metavar="URL",
+    help="Mirror the run there while it goes on: s3://bucket/prefix, a directory.",
 )
 @click.option("--tags", help="Words to find the run by, separated by commas.")
 @click.option(
@@ -31,7 +40,7 @@ from seatrial.errors import SpecError
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- SCRIPT.py [ARGS]...")
 def run(
     name: str | None, runs_dir: Path | None, detach: bool, dry_run: bool, command: tuple[str, ...],
-    profile: str | None, **flags: Any,
+    profile: str | None, verdict: str | None, **flags: Any,
 ) -> int:  # fmt: skip
     """Launch any torchrun-compatible script: same ranks, same logs, same record."""
     from seatrial.cli.start import start_new
@@ -61,4 +70,5 @@ def run(
         detach=detach,
         dry_run=dry_run,
         origins=loaded.origins,
+        verdict=verdict,
     )

@@ -10,7 +10,11 @@ from typing import Any
 import click
 
 from seatrial.cli.runs_compare import compare_runs
-from seatrial.errors import PlatformError, SeatrialError, SpecError
+from seatrial.cli.runs_diff import diff
+from seatrial.cli.runs_list import list_runs, settled, stats
+from seatrial.cli.runs_mirror import pull, push
+from seatrial.cli.train import VERDICT
+from seatrial.errors import SpecError
 
 _RUNS_DIR = click.option(
     "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
@@ -19,47 +23,15 @@ _RUNS_DIR = click.option(
 
 @click.group()
 def runs() -> None:
-    """List, show, compare, follow, cancel and resume runs. RUN is an id, the beginning of one, a directory, or 'last'."""
+    """List, show, compare, follow, cancel, resume and mirror runs. RUN is an id, the beginning of one, a directory, or 'last'."""
 
 
+runs.add_command(list_runs)
+runs.add_command(stats)
+runs.add_command(diff)
 runs.add_command(compare_runs)
-
-
-@runs.command("list")
-@_RUNS_DIR
-@click.option("--tag", help="Only runs with this tag.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def list_runs(runs_dir: Path | None, tag: str | None, as_json: bool) -> int:
-    """The runs, oldest first."""
-    from seatrial.launch import launcher
-    from seatrial.runs.manifest import Manifest, iter_manifests
-    from seatrial.runs.paths import runs_dir as default_runs_dir
-
-    root = default_runs_dir(runs_dir)
-    rows = []
-    away: set[str] = set()
-    for paths, found in iter_manifests(root):
-        if isinstance(found, SeatrialError):
-            click.echo(f"skipped {paths.run_id}: {found.what}", err=True)
-            continue
-        manifest: Manifest = found if found.state.is_terminal else _settled(paths, found, away)
-        if tag is None or tag in manifest.tags:
-            rows.append(manifest)
-    unheard = [m for m in rows if m.reason.endswith(launcher.LAST_HEARD)]
-    if unheard:
-        click.echo(
-            f"{len(unheard)} runs are listed as they were last heard of: {unheard[0].reason}", err=True
-        )
-    if as_json:
-        click.echo(json.dumps([m.model_dump(mode="json", by_alias=True) for m in rows], indent=2))
-        return 0
-    if not rows:
-        click.echo(f"no runs in {root}" + (f" with the tag {tag!r}" if tag else ""), err=True)
-    width = max((len(m.run_id) for m in rows), default=0)
-    for m in rows:
-        verdict = m.results.get("comparison", {}).get("verdict", "not compared" if m.task != "script" else "")
-        click.echo(f"{m.run_id:<{width}}  {m.state:<11}  {verdict:<12}  {','.join(m.tags)}".rstrip())
-    return 0
+runs.add_command(push)
+runs.add_command(pull)
 
 
 @runs.command()
@@ -71,9 +43,10 @@ def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
     from seatrial.runs.evidence import read_evidence
     from seatrial.runs.files import read_json_lines
     from seatrial.runs.manifest import read_manifest
+    from seatrial.runs.mirror import describe, missing, url_of
 
     paths = _find(run, runs_dir)
-    manifest = _settled(paths, read_manifest(paths), set())
+    manifest = settled(paths, read_manifest(paths), set())
     evidence = read_evidence(paths.evidence)
     if as_json:
         data = manifest.model_dump(mode="json", by_alias=True)
@@ -93,13 +66,15 @@ def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
             click.echo(f"           {key}: {old} → {new}")
         if record.failure is not None:
             click.echo(f"           {record.failure['what']}")
-    sentence = manifest.results.get("comparison", {}).get("sentence")
+    sentence = (manifest.results.get("comparison") or manifest.results.get("check") or {}).get("sentence")
     if sentence:
         click.echo(f"result     {sentence}")
     for found in evidence:
         click.echo(f"{found.verdict:<10} {found.check}: {found.message}")
     if paths.report.exists():
         click.echo(f"page       {paths.report}")
+    if url_of(paths) is not None:
+        click.echo(f"mirror     {url_of(paths)}: {describe(missing(paths), []) or 'all is there'}")
     return 0
 
 
@@ -120,7 +95,7 @@ def logs(
     from seatrial.runs.manifest import read_manifest
 
     paths = _find(run, runs_dir)
-    manifest = _settled(paths, read_manifest(paths), set())
+    manifest = settled(paths, read_manifest(paths), set())
     index = len(manifest.attempts) - 1 if attempt is None else attempt
     directory = paths.attempt(index).logs
     pattern = "*.log" if rank is None else f"rank_{rank:05d}.log"
@@ -203,6 +178,7 @@ def cancel(run: str, runs_dir: Path | None, force: bool) -> int:
     "--allow-change", is_flag=True, help="Go on with another recipe, though it is another training."
 )
 @click.option("--detach", "-d", is_flag=True, help="Start it and return.")
+@VERDICT
 def resume(
     run: str,
     overrides: tuple[str, ...],
@@ -210,6 +186,7 @@ def resume(
     nproc: int | None,
     allow_change: bool,
     detach: bool,
+    verdict: str | None,
 ) -> int:
     """Go on from the newest sound checkpoint: the same run, one more attempt.
 
@@ -225,6 +202,7 @@ def resume(
     from seatrial.runs.files import write_json
     from seatrial.runs.state import RunState
     from seatrial.spec import changes as changes_of
+    from seatrial.spec.checks import CheckSpec
     from seatrial.spec.load import read_spec
     from seatrial.spec.run import RunSpec, ScriptSpec
 
@@ -232,7 +210,9 @@ def resume(
     if paths.remote.exists():
         from seatrial.cli import outside
 
-        return outside.resume(paths, overrides, nproc, allow_change=allow_change, detach=detach)
+        return outside.resume(
+            paths, overrides, nproc, allow_change=allow_change, detach=detach, verdict=verdict
+        )
     manifest = launcher.settle(paths)
     lock.check_free(paths.lock)
     if not manifest.state.is_terminal:
@@ -248,6 +228,11 @@ def resume(
             remedy=f"seatrial runs show {manifest.run_id}",
         )
     spec = read_spec(paths.spec)
+    if isinstance(spec, CheckSpec):
+        raise SpecError(
+            "an acceptance test is not resumed", evidence="half of it from another hour proves nothing",
+            remedy=f"seatrial check {spec.suite.name}    (judge what there is: seatrial check --judge {manifest.run_id})",
+        )  # fmt: skip
     words = [*overrides, *([] if nproc is None else [f"resources.nproc={nproc}"])]
     changes: changes_of.Changes = {}
     if isinstance(spec, ScriptSpec) and words:
@@ -262,36 +247,8 @@ def resume(
     attempt = len(manifest.attempts)
     train_only = bool(manifest.attempts) and manifest.attempts[0].stages == ["train"]
     stages = stages_of(spec, paths, train_only=train_only)
-    start_attempt(paths, spec, stages, attempt, changes, detach)
+    start_attempt(paths, spec, stages, attempt, changes, detach, verdict)
     return 0 if detach else conclude(paths, spec)
-
-
-@runs.command()
-@click.argument("run")
-@_RUNS_DIR
-@click.option("--models", is_flag=True, help="Weights and checkpoints as well.")
-def pull(run: str, runs_dir: Path | None, models: bool) -> int:
-    """Copy a run here from the cluster that it was sent to."""
-    from seatrial.cli import outside
-
-    outside.pull(_find(run, runs_dir), models=models)
-    return 0
-
-
-def _settled(paths: Any, found: Any, away: set[str]) -> Any:
-    """A run's state as it is now; as it was last seen where its platform does not answer, which is asked once only."""
-    from seatrial.launch import launcher
-
-    handle = (found.attempt.handle if found.attempts else None) or ""
-    platform = handle.partition(":")[0]
-    if platform in away:
-        return found
-    try:
-        return launcher.settle(paths)
-    except PlatformError as error:
-        away.add(platform)
-        click.echo(f"{error.what} ({error.evidence}): this is what was last seen of runs there", err=True)
-        return found
 
 
 def _find(run: str, runs_dir: Path | None) -> Any:

@@ -20,12 +20,22 @@ if TYPE_CHECKING:
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @click.option("--tag", help="All runs with this tag, such as those of a sweep.")
 @click.option("--metric", help="What they are compared by [the recipes', else accuracy or nll].")
+@click.option(
+    "--sort",
+    metavar="FIELD",
+    help="In the table: by a field of `runs list`, such as -eval.accuracy [as given].",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option(
     "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
 )
 def compare_runs(
-    names: tuple[str, ...], tag: str | None, metric: str | None, as_json: bool, runs_dir: Path | None
+    names: tuple[str, ...],
+    tag: str | None,
+    metric: str | None,
+    sort: str | None,
+    as_json: bool,
+    runs_dir: Path | None,
 ) -> int:
     """Runs side by side: where their recipes differ, what came out, the best against each other one.
 
@@ -46,12 +56,26 @@ def compare_runs(
             evidence=f"no run in {root} has the tag {tag!r}" if tag else "neither a RUN nor --tag was given",
             remedy="seatrial runs list    (the tags are in its last column)",
         )
-    result = gather(list(chosen.values()), metric)
+    runs = list(chosen.values())
+    result = gather(in_order(runs, root, sort) if sort else runs, metric)
     if as_json:
         click.echo(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         print_table(result)
     return int(ExitCode.OK if result["best"] is not None else ExitCode.INCOMPLETE)
+
+
+def in_order(runs: Sequence[RunPaths], root: Path, sort: str) -> list[RunPaths]:
+    """Runs by a field of the index; those outside of the runs directory last."""
+    from seatrial.runs.index import Index
+    from seatrial.runs.where import order
+
+    marks = ", ".join("?" * len(runs))
+    by_id = {paths.run_id: paths for paths in runs}
+    found = [
+        by_id[row["run_id"]] for row in Index(root).rows(f"run_id IN ({marks})", list(by_id), order(sort))
+    ]
+    return found + [paths for paths in runs if paths not in found]
 
 
 def gather(runs: Sequence[RunPaths], metric: str | None = None) -> dict[str, Any]:

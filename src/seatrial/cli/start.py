@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,17 @@ import click
 
 from seatrial import command
 from seatrial.backends import registry
-from seatrial.backends.base import Backend, JobHandle, StartsAhead
+from seatrial.backends.base import Backend, JobHandle, NamesCluster, StartsAhead
 from seatrial.backends.detect import detect
+from seatrial.backends.machine import Machine
 from seatrial.cli.outcome import conclude
 from seatrial.cli.progress import follow
 from seatrial.errors import SpecError
 from seatrial.launch import launcher
+from seatrial.launch.admission import Admission, admit, apply, record
 from seatrial.launch.inspect import inspect
 from seatrial.launch.places import at_home
-from seatrial.launch.plan import afterwards, plan, stages_of
+from seatrial.launch.plan import afterwards, plan, ranks, stages_of
 from seatrial.launch.source import Source
 from seatrial.runs.files import write_json
 from seatrial.runs.manifest import find_run
@@ -29,8 +34,12 @@ from seatrial.runs.paths import RunPaths
 from seatrial.runs.paths import runs_dir as default_runs_dir
 from seatrial.runs.plan import LaunchPlan, Stage
 from seatrial.runs.state import RunState
+from seatrial.runs.stores import open_store
+from seatrial.runs.tracking import LIBRARIES
 from seatrial.spec import faults
 from seatrial.spec.changes import Changes
+from seatrial.spec.checks import CheckSpec
+from seatrial.spec.kinds import AnySpec
 from seatrial.spec.load import LoadedSpec
 from seatrial.spec.run import RunSpec, ScriptSpec
 
@@ -59,7 +68,7 @@ def start_training(
 
 
 def start_new(
-    spec: RunSpec | ScriptSpec,
+    spec: AnySpec,
     stages: Callable[[RunPaths], tuple[Stage, ...]],
     *,
     argv: Sequence[str],
@@ -72,12 +81,19 @@ def start_new(
     run_id: str = "",
     source: Source | None = None,
     look: bool = True,
+    finish: Callable[[RunPaths], int] | None = None,
+    verdict: str | None = None,
 ) -> int:
     """A new run: checked first, written down second, started third.
 
     With `run_id`, `source` and `look` (false: not at the data, which is not there yet) it was asked for from outside.
+    `finish` is what follows the end of an attached run, in the place of comparison and page; its exit code is returned.
     """
     faults.from_environment()  # one that can't be read is refused here, not by the ranks
+    if not isinstance(spec, CheckSpec) and spec.artifacts is not None:
+        open_store(spec.artifacts)  # so is a URL that nothing here can open
+    for tracker in spec.track if isinstance(spec, RunSpec) else ():
+        check_tracker(tracker)
     if spec.resources.on.startswith("ssh://"):
         from seatrial.cli import outside
 
@@ -89,15 +105,17 @@ def start_new(
             after=after,
             detach=detach,
             dry_run=dry_run,
+            verdict=verdict,
         )
     paths = RunPaths(default_runs_dir(runs_dir) / (run_id or launcher.new_run_id(spec.name)))
     backend, evidence = platform_of(spec)
     if isinstance(spec, RunSpec):
         spec = at_home(spec, backend.name, keeps_jobs=backend.keeps_jobs)
+    allowed, machine, admission = admitted(spec, backend, paths.root.parent, verdict)
     planned = _plan(
-        spec, paths, backend, 0, stages(paths),
+        allowed, paths, machine, 0, stages(paths),
         after=handle_of(after, paths.root.parent, backend) if after else "",
-        afterwards=afterwards(paths, then) if detach else (),
+        afterwards=afterwards(paths, (*then, *mirrored(spec))) if detach else (),
     )  # fmt: skip
     if isinstance(spec, RunSpec) and look:
         say("looking at data and model")
@@ -108,6 +126,8 @@ def start_new(
         _print_dry_run(spec, planned, backend.render(planned).text, origins or {})
         return 0
     launcher.create(paths, spec, argv, beside=source)
+    if admission is not None:
+        record(paths, admission, 0)
     if isinstance(spec, RunSpec):
         write_json(paths.inputs, found["inputs"])
     nodes = f" on {planned.nodes} nodes" if planned.nodes > 1 else ""
@@ -124,16 +144,17 @@ def start_new(
         )
         return 0
     follow(submitted, show_ranks=isinstance(spec, ScriptSpec))
-    return conclude(paths, spec)
+    return conclude(paths, spec) if finish is None else finish(paths)
 
 
 def start_attempt(
     paths: RunPaths,
-    spec: RunSpec | ScriptSpec,
+    spec: AnySpec,
     stages: tuple[Stage, ...],
     attempt: int,
     changes: Changes | None = None,
     detach: bool = False,
+    verdict: str | None = None,
 ) -> None:
     """One more attempt of a run that exists, with `changes` of its recipe made already; followed to its end.
 
@@ -141,8 +162,12 @@ def start_attempt(
     """
     faults.from_environment()
     backend, _ = platform_of(spec)
-    follows = afterwards(paths, THEN) if detach and len(stages) > 1 else ()
-    planned = _plan(spec, paths, backend, attempt, stages, afterwards=follows)
+    then = (*(THEN if len(stages) > 1 else ()), *mirrored(spec))
+    follows = afterwards(paths, then) if detach else ()
+    allowed, machine, admission = admitted(spec, backend, paths.root.parent, verdict)
+    planned = _plan(allowed, paths, machine, attempt, stages, afterwards=follows)
+    if admission is not None:
+        record(paths, admission, attempt)
     say(f"run {paths.run_id}, attempt {attempt}: {', '.join(stage.name for stage in stages)}")
     if changes and isinstance(spec, RunSpec):
         launcher.change_recipe(paths, spec, changes, attempt)
@@ -151,12 +176,49 @@ def start_attempt(
         follow(submitted, show_ranks=isinstance(spec, ScriptSpec))
 
 
-def platform_of(spec: RunSpec | ScriptSpec) -> tuple[Backend, str]:
+def check_tracker(name: str) -> None:
+    """Raises `SpecError` where the library of a tracker is not installed."""
+    if importlib.util.find_spec(LIBRARIES[name]) is None:
+        raise SpecError(
+            f"{name} is not installed", evidence=f"track: {name}", remedy=f"pip install 'seatrial[{name}]'"
+        )
+
+
+def mirrored(spec: AnySpec) -> tuple[str, ...]:
+    """What follows a run that nobody waits for: how its devices were used, and trackers and mirror where it has some."""
+    if isinstance(spec, CheckSpec):
+        return ()
+    told = ("track",) if isinstance(spec, RunSpec) and spec.track else ()
+    return ("use", *told) if spec.artifacts is None else ("use", *told, "push")
+
+
+def platform_of(spec: AnySpec) -> tuple[Backend, str]:
     """The platform that the spec runs on, and why that one."""
     if spec.resources.on != "auto":
         return registry.get(spec.resources.on), "as asked for"
     name, evidence = detect(os.environ)
     return registry.get(name), evidence
+
+
+def admitted(
+    spec: AnySpec, backend: Backend, runs_dir: Path, verdict: str | None
+) -> tuple[AnySpec, Machine, Admission | None]:
+    """The spec without nodes that failed their acceptance test, what there is to run it on, and what that rests on.
+
+    `verdict` is a file to go by, or ``none``; by default it is what the runs directory has. A test goes by no other.
+    """
+    machine = backend.probe(spec)
+    if isinstance(spec, CheckSpec):
+        if spec.rehearse:
+            machine = replace(machine, nodes=spec.resources.nodes, gpus=(), evidence="a rehearsal")
+        return spec, machine, None
+    named = backend.cluster if isinstance(backend, NamesCluster) else str
+    device, _ = ranks(spec.resources, machine)
+    admission = admit(backend.name, named, device, runs_dir, datetime.now(UTC), verdict)
+    for note in admission.notes:
+        say(note)
+    allowed = apply(spec, admission, backend.name)
+    return allowed, machine if allowed == spec else backend.probe(allowed), admission
 
 
 def handle_of(run: str, runs_dir: Path, backend: Backend) -> str:
@@ -180,9 +242,9 @@ def handle_of(run: str, runs_dir: Path, backend: Backend) -> str:
 
 
 def _plan(
-    spec: RunSpec | ScriptSpec,
+    spec: AnySpec,
     paths: RunPaths,
-    backend: Backend,
+    machine: Machine,
     attempt: int,
     stages: tuple[Stage, ...],
     **more: Any,
@@ -191,7 +253,7 @@ def _plan(
     return plan(
         spec,
         paths,
-        backend.probe(spec),
+        machine,
         attempt=attempt,
         stages=stages,
         python=sys.executable,
@@ -215,9 +277,7 @@ def findings(facts: dict[str, dict[str, object]]) -> str:
     return f"data: {train['num_samples']} training, {test['num_samples']} held-out samples{classes}; model: {model['type']}"
 
 
-def _print_dry_run(
-    spec: RunSpec | ScriptSpec, planned: LaunchPlan, request: str, origins: dict[str, str]
-) -> None:
+def _print_dry_run(spec: AnySpec, planned: LaunchPlan, request: str, origins: dict[str, str]) -> None:
     click.echo("# the spec\n" + spec.model_dump_json(indent=2, by_alias=True))
     click.echo("\n# the plan\n" + json.dumps(planned.to_dict(), indent=2))
     if origins:

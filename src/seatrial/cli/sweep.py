@@ -12,12 +12,14 @@ import click
 
 from seatrial import command
 from seatrial.backends.base import Backend, Mirrors, StartsAhead, SubmitsMany
+from seatrial.backends.machine import Machine
 from seatrial.cli.follow_many import Following, follow_all
 from seatrial.cli.outcome import conclude
 from seatrial.cli.progress import follow
-from seatrial.cli.start import findings, handle_of, platform_of, say
+from seatrial.cli.start import admitted, findings, handle_of, mirrored, platform_of, say
 from seatrial.errors import ExitCode, SeatrialError, SpecError
 from seatrial.launch import launcher
+from seatrial.launch.admission import Admission, record
 from seatrial.launch.inspect import inspect
 from seatrial.launch.launcher import Submitted
 from seatrial.launch.plan import afterwards, plan, stages_of
@@ -32,6 +34,7 @@ from seatrial.spec import faults
 from seatrial.spec import load as loading
 from seatrial.spec.run import RunSpec
 from seatrial.spec.site import Layer
+from seatrial.spec.slurm import SlurmSpec
 from seatrial.spec.sweep import Point, Sweep, divide, parse, specs_of
 
 _BY_WEIGHT = (
@@ -69,6 +72,7 @@ def start_sweep(
     detach: bool,
     dry_run: bool,
     estimate: bool,
+    verdict: str | None = None,
 ) -> int:
     """Checks every combination, then starts a run for each. Returns the worst of their exit codes."""
     if estimate:
@@ -99,7 +103,12 @@ def start_sweep(
         )
     root = default_runs_dir(runs_dir)
     handle = handle_of(after, root, backend) if after else ""
-    members = _members(specs, points, backend, root, then=then, after=handle, detach=detach)
+    # What is asked for is the same for all.
+    allowed, machine, admission = admitted(first, backend, root, verdict)
+    assert admission is not None  # only tests go by no verdict
+    members = _members(
+        specs, points, machine, root, then=then, after=handle, detach=detach, slurm=allowed.slurm
+    )
     directory = root / sweep_id
     plans = [member.plan for member in members]
     request = None if at_once is None else at_once.render_all(plans, sweep_id, directory)
@@ -110,9 +119,9 @@ def start_sweep(
     make_directory(directory, _record(sweep_id, sweep, members, argv))
     say(f"{sweep_id} on {backend.name} ({evidence}): {len(members)} runs")
     if request is None:
-        codes = _one_by_one(members, found, backend, argv)
+        codes = _one_by_one(members, found, backend, argv, admission)
         return _conclude(sweep_id, members, codes)
-    _create(members, found, argv)
+    _create(members, found, argv, admission)
     submitted = submit_all(request, backend, directory)
     if detach:
         click.echo("\n".join([sweep_id, *(member.plan.run_id for member in members)]))
@@ -145,21 +154,21 @@ def _check_once(sweep: Sweep, flags: Mapping[str, tuple[str, Any]], overrides: S
 def _members(
     specs: Sequence[RunSpec],
     points: Sequence[Point],
-    backend: Backend,
+    machine: Machine,
     root: Path,
     *,
     then: Collection[str],
     after: str,
     detach: bool,
+    slurm: SlurmSpec,
 ) -> list[Member]:
-    machine = backend.probe(specs[0])  # what is asked for is the same for all
     width = len(str(len(specs) - 1))
     members = []
     for i, (spec, point) in enumerate(zip(specs, points, strict=True)):
         paths = RunPaths(root / launcher.new_run_id(f"{spec.name}-{i:0{width}d}"))
         planned = plan(
-            spec, paths, machine, attempt=0, stages=stages_of(spec, paths, train_only="predict" not in then),
-            python=sys.executable, cwd=Path.cwd(), after=after, afterwards=afterwards(paths, then) if detach else (),
+            spec.model_copy(update={"slurm": slurm}), paths, machine, attempt=0, stages=stages_of(spec, paths, train_only="predict" not in then),
+            python=sys.executable, cwd=Path.cwd(), after=after, afterwards=afterwards(paths, (*then, *mirrored(spec))) if detach else (),
         )  # fmt: skip
         members.append(Member(point, spec, planned))
     return members
@@ -181,10 +190,13 @@ def _look(members: Sequence[Member], backend: Backend, *, prepare: bool) -> list
     return look_once([member.spec for member in members], look)
 
 
-def _create(members: Sequence[Member], found: Sequence[dict[str, Any]], argv: Sequence[str]) -> None:
+def _create(
+    members: Sequence[Member], found: Sequence[dict[str, Any]], argv: Sequence[str], admission: Admission
+) -> None:
     beside: Manifest | None = None
     for member, facts in zip(members, found, strict=True):
         beside = launcher.create(member.paths, member.spec, argv, beside=beside)
+        record(member.paths, admission, 0)
         write_json(member.paths.inputs, facts["inputs"])
 
 
@@ -211,13 +223,17 @@ def _label(member: Member) -> str:
 
 
 def _one_by_one(
-    members: Sequence[Member], found: Sequence[dict[str, Any]], backend: Backend, argv: Sequence[str]
+    members: Sequence[Member],
+    found: Sequence[dict[str, Any]],
+    backend: Backend,
+    argv: Sequence[str],
+    admission: Admission,
 ) -> list[ExitCode]:
     """Each run to its end before the next one begins; none after one that its user stopped."""
     codes = []
     for i, (member, facts) in enumerate(zip(members, found, strict=True)):
         say(f"{i + 1} of {len(members)}: {_label(member)}")
-        _create([member], [facts], argv)
+        _create([member], [facts], argv, admission)
         try:
             follow(launcher.submit(member.plan, backend))
             codes.append(conclude(member.paths, member.spec, quiet=True))

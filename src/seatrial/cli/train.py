@@ -57,6 +57,9 @@ _KEYS = {
     "require": "gates.compare.require",
     "min_improvement": "gates.compare.min_improvement",
     "confidence": "gates.compare.confidence",
+    "min_utilisation": "gates.utilisation.min",
+    "artifacts": "artifacts",
+    "track": "track",
     "tags": "tags",
 }
 
@@ -81,22 +84,37 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is neither a whole number nor 'auto'", param, ctx)
 
 
+VERDICT = click.option(
+    "--verdict",
+    metavar="FILE|none",
+    help="Acceptance test to go by [the newest of each node, in the runs directory].",
+)
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
-def platform_options(command: _Command) -> _Command:
-    """Flags that say where to run, of every verb that starts a run."""
-    for option in (
-        click.option("--qos", help="Slurm's quality of service."),
-        click.option("--account", help="Slurm's account."),
-        click.option("--partition", help="Slurm's partition."),
-        click.option("--time", help="How long a scheduler may let it run: 4h, 90m, 2-00:00:00."),
-        click.option("--nodes", type=int, help="Machines [1]."),
-        click.option("--profile", help="Profile of the site's config.yaml [its own choice]."),
-        click.option("--on", "platform", metavar="PLATFORM", help="auto, local, slurm or ssh://HOST [auto]."),
-    ):
-        command = option(command)
-    return command
+def platform_options(nodes: Any = int) -> Callable[[_Command], _Command]:
+    """Flags that say where to run, of every verb that starts a run.
+
+    Args:
+        nodes: the type of ``--nodes``.
+    """
+
+    def add(command: _Command) -> _Command:
+        for option in (
+            click.option("--qos", help="Slurm's quality of service."),
+            click.option("--account", help="Slurm's account."),
+            click.option("--partition", help="Slurm's partition."),
+            click.option("--time", help="How long a scheduler may let it run: 4h, 90m, 2-00:00:00."),
+            click.option("--nodes", type=nodes, help="Machines [1]."),
+            click.option("--profile", help="Profile of the site's config.yaml [its own choice]."),
+            click.option(
+                "--on", "platform", metavar="PLATFORM", help="auto, local, slurm or ssh://HOST [auto]."
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return add
 
 
 @click.command(
@@ -147,7 +165,8 @@ def platform_options(command: _Command) -> _Command:
 @click.option("--allow-pickle", is_flag=True, default=None, help="Read weights from *.bin; tensors only.")
 @click.option("--new-head", is_flag=True, default=None, help="Replace a head made for other classes.")
 @click.option("--gpu-memory", type=float, metavar="GIB", help="Memory of a device, for estimates [read].")
-@platform_options
+@platform_options()
+@VERDICT
 @click.option("--gpus", type=NumberOrAuto(), help="GPUs a node; 0 for CPU [auto].")
 @click.option("--nproc", type=NumberOrAuto(), help="Ranks a node [auto: one a GPU, else 1].")
 @click.option("--launcher", type=click.Choice(["warm", "torchrun"]), help="What starts the ranks [warm].")
@@ -156,6 +175,19 @@ def platform_options(command: _Command) -> _Command:
 @click.option("--require", type=click.Choice(["better", "not worse"]), help="Exit with 1 unless it is so.")
 @click.option("--min-improvement", type=float, help="Smallest improvement, in the metric's unit.")
 @click.option("--confidence", type=float, help="Of intervals and verdict [0.95].")
+@click.option(
+    "--min-utilisation", type=float, metavar="PERCENT", help="Exit with 1 unless the GPUs are used that much."
+)
+@click.option(
+    "--artifacts",
+    metavar="URL",
+    help="Mirror the run there while it goes on: s3://bucket/prefix, a directory.",
+)
+@click.option(
+    "--track",
+    metavar="TRACKERS",
+    help="Tell trackers of it: wandb, mlflow, tensorboard, separated by commas.",
+)
 @click.option("--tags", help="Words to find the run by, separated by commas.")
 @click.option(
     "--then",
@@ -191,6 +223,7 @@ def train(
     as_json: bool,
     dry_run: bool,
     profile: str | None,
+    verdict: str | None,
     **flags: Any,
 ) -> int:
     """Train a model, compare it with the original on held-out samples, and show it in one page."""
@@ -214,6 +247,7 @@ def train(
         return start_sweep(
             sweep, recipe, given, overrides, site_layers(profile), short=SHORT, argv=sys.argv, runs_dir=runs_dir,
             then=following("none" if train_only else then), after=after, detach=detach, dry_run=dry_run, estimate=estimate,
+            verdict=verdict,
         )  # fmt: skip
     loaded = loading.load(recipe, flags=given, overrides=overrides, under=site_layers(profile))
     if estimate:
@@ -228,6 +262,7 @@ def train(
         after=after,
         detach=detach,
         dry_run=dry_run,
+        verdict=verdict,
     )
 
 
@@ -238,8 +273,8 @@ def given_flags(flags: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
         for name, value in flags.items()
         if value is not None
     }
-    if "tags" in given:
-        given["tags"] = ("--tags", [tag for tag in str(given["tags"][1]).split(",") if tag])
+    for key in {"tags", "track"} & given.keys():
+        given[key] = (f"--{key}", [word for word in str(given[key][1]).split(",") if word])
     return given
 
 

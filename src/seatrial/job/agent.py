@@ -21,18 +21,21 @@ from types import FrameType
 from typing import Any
 
 from seatrial.errors import ExitCode, SeatrialError, SpecError
-from seatrial.job import gather
+from seatrial.job import gather, mirror, track
+from seatrial.job.exit import write_exit
 from seatrial.job.gang import WarmProcess
+from seatrial.job.hang import write_report
 from seatrial.job.heartbeat import Frozen, Watch
-from seatrial.job.link import meeting_from
+from seatrial.job.link import Meeting, meeting_from
 from seatrial.job.nodes import Nodes
 from seatrial.job.processes import adopt_orphans
 from seatrial.job.restarts import Restarts
+from seatrial.job.unused import UseWatch
 from seatrial.job.verdict import Account, first_failure, frozen_failure
 from seatrial.runs import lock
 from seatrial.runs.afterwards import run_afterwards
-from seatrial.runs.files import append_json_line, write_json
-from seatrial.runs.manifest import now
+from seatrial.runs.clock import now
+from seatrial.runs.files import append_json_line
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan, Stage, read_plan
 
@@ -41,6 +44,9 @@ DEADLINE = "SEATRIAL_DEADLINE"
 _POLL_S = 0.1
 _LOOK_EVERY_S = 1.0
 _FORCE_MARGIN_S = 10
+_TRACK_S = 20.0
+_MIRROR_S = 60.0
+_MIRROR_STOPPED_S = 3.0
 _LOCK_PATIENCE_S = 60.0
 """Of an attempt that a scheduler has started: the kernel of a node that died may hold on to the lock for a while."""
 
@@ -70,7 +76,10 @@ def run_attempt(run_dir: Path, attempt: int, warm: WarmProcess | None = None) ->
     plan = read_plan(run_dir, attempt)
     try:
         with lock.hold(RunPaths(plan.run_dir).lock, f"attempt {plan.attempt}"):
-            code = Agent(plan, lambda given_up: gather.alone(plan, warm)).run()
+            if plan.conducts == "checks":
+                code = _conduct(plan, None)
+            else:
+                code = Agent(plan, lambda given_up: gather.alone(plan, warm)).run()
         return int(run_afterwards(plan, say) if code is ExitCode.OK else code)
     except SeatrialError as error:
         say(f"error: {error}")
@@ -85,13 +94,33 @@ def run_node(run_dir: Path, attempt: int, node_rank: int) -> int:
         if node_rank == 0:
             plan = read_plan(run_dir, attempt)
             with lock.hold(RunPaths(plan.run_dir).lock, f"attempt {attempt}", _LOCK_PATIENCE_S):
+                if plan.conducts == "checks":
+                    return int(_conduct(plan, meeting))
                 lead = partial(gather.lead, plan, meeting, say)
                 return int(Agent(plan, lead, scheduled=True).run())
         assert meeting is not None
+        if _is_a_test(run_dir, attempt):
+            from seatrial.job.checks import crew
+
+            return int(crew.follow(run_dir, attempt, node_rank, meeting))
         return int(gather.follow(run_dir, attempt, node_rank, meeting))
     except SeatrialError as error:
         say(f"error: {error}")
         return int(error.exit_code)
+
+
+def _conduct(plan: LaunchPlan, meeting: Meeting | None) -> ExitCode:
+    from seatrial.job.checks.conductor import Conductor
+
+    return Conductor(plan, meeting, say).run()
+
+
+def _is_a_test(run_dir: Path, attempt: int) -> bool:
+    """Whether an attempt is an acceptance test; one whose plan can't be read here, its first node is told of."""
+    try:
+        return read_plan(run_dir, attempt).conducts == "checks"
+    except (SeatrialError, OSError):
+        return False
 
 
 def say(text: str) -> None:
@@ -114,6 +143,8 @@ class Agent:
     stop_asked_at: float = 0.0
     stop_reason: str = ""
     passed_on: bool = False
+    unused: dict[str, Any] | None = None
+    """The failure that devices without use are, once that has stopped the ranks."""
     started: str = field(default_factory=now)
 
     def run(self) -> ExitCode:
@@ -126,6 +157,7 @@ class Agent:
             signal.signal(number, self._on_signal)
         self.stop_at = stop_time(self.plan, os.environ.get(DEADLINE), limited=not self.scheduled)
         failure = None
+        sender, teller = mirror.start_if_wanted(self.plan), track.start_if_wanted(self.plan)
         try:
             self.nodes = self.gather(lambda: self.stop_signal is not None)
             for stage in self.plan.stages:
@@ -141,7 +173,13 @@ class Agent:
             if self.nodes is not None:
                 self.nodes.end(0.5)
                 self.nodes.close()
-        return self._write_exit(failure)
+        code = self._write_exit(failure)
+        if teller is not None:
+            teller.finish(_TRACK_S if self.stop_signal is None else _MIRROR_STOPPED_S)
+        if sender is not None:
+            # Who was asked to go may be killed half a minute later, and has more to do: the next attempt sends the rest.
+            sender.finish(_MIRROR_S if self.stop_signal is None else _MIRROR_STOPPED_S)
+        return code
 
     def _run_stage(self, stage: Stage) -> dict[str, Any] | None:
         """One stage, with as many starts of its ranks as the plan allows; the failure that was the last."""
@@ -185,7 +223,7 @@ class Agent:
     def _wait(self, watch: Watch) -> tuple[list[Account], Frozen | None]:
         """To the end of the ranks, which a frozen rank or impatience brings about."""
         assert self.nodes is not None
-        frozen, look_at = None, 0.0
+        frozen, look_at, use = None, 0.0, UseWatch(self.plan)
         while (accounts := self.nodes.wait(_POLL_S)) is None:
             self._keep_deadline()
             self._pass_on()
@@ -194,12 +232,21 @@ class Agent:
                 continue
             look_at = time.monotonic() + _LOOK_EVERY_S
             frozen = watch.look()
+            self._keep_use(use, watch.step)
             if frozen is not None:
                 say(f"rank {frozen.rank} is frozen: {frozen}")
-                self.stack = self.nodes.stack(frozen)
+                self.stack = self._report_hang(frozen, watch)
                 self.nodes.end(0.5)
         watch.look()
         return accounts, frozen
+
+    def _report_hang(self, frozen: Frozen, watch: Watch) -> str:
+        """Writes what is found of a hang; what the frozen rank was doing, in one clause."""
+        assert self.nodes is not None
+        stack, found = self.nodes.autopsy(frozen)
+        restarts = bool(self.plan.max_restarts)
+        say(write_report(self.attempt, self.plan, frozen, watch.beats, stack, found, restarts=restarts))
+        return stack.text
 
     def _note_restart(self, stage: Stage, row: dict[str, Any], restart: int) -> None:
         """The failure goes on record, and out of the way of the next one."""
@@ -250,6 +297,12 @@ class Agent:
             say("the deadline is near: asking the ranks to save and stop")
             self._ask_to_stop(signal.SIGTERM, "deadline")
 
+    def _keep_use(self, use: UseWatch, step: int) -> None:
+        if self.stop_signal is None and (failure := use.look(step)) is not None:
+            say(f"{failure['what']}: asking the ranks to save and stop")
+            self.unused = failure
+            self._ask_to_stop(signal.SIGTERM, "unused")
+
     def _enforce_grace(self) -> None:
         if self.stop_signal is not None and self.nodes is not None:
             patience = self.plan.grace_s + _FORCE_MARGIN_S if self.stop_asked_at else 0
@@ -259,6 +312,7 @@ class Agent:
     def _write_exit(self, failure: dict[str, Any] | None) -> ExitCode:
         # Ranks that were asked to stop end with codes and signals of their own; only what one of them tells
         # (a checkpoint that could not be saved) makes it a failure.
+        failure = self.unused or failure
         if self.stop_signal is not None and not (failure or {}).get("told"):
             by_user = self.stop_signal == signal.SIGINT
             outcome = "interrupted" if by_user else "preempted"
@@ -268,19 +322,8 @@ class Agent:
             outcome, code = "failed", ExitCode(failure["exit_code"])
         else:
             outcome, code = "completed", ExitCode.OK
-        write_json(
-            self.attempt.exit,
-            {
-                "schema": 1,
-                "attempt": self.plan.attempt,
-                "outcome": outcome,
-                "exit_code": int(code),
-                "started": self.started,
-                "ended": now(),
-                "host": socket.gethostname(),
-                "stages": self.stages,
-                "failure": failure,
-            },
+        write_exit(
+            self.attempt, self.plan, outcome, code, started=self.started, stages=self.stages, failure=failure
         )
         return code
 

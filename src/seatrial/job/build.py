@@ -14,6 +14,7 @@ from seatrial.job import (
     batch_size,
     compiling,
     first_token,
+    flops,
     inputs,
     memory,
     model,
@@ -28,14 +29,15 @@ from seatrial.job.guard import Guard, Window
 from seatrial.job.images import Encoded, Images
 from seatrial.job.optimizer import make_optimizer, make_scheduler
 from seatrial.job.parallel import parallelize, statistics
+from seatrial.job.phases import Phases
 from seatrial.job.reporter import Reporter
-from seatrial.job.retention import Retention
 from seatrial.job.saver import Saver
 from seatrial.job.sharded import is_sharded
 from seatrial.job.shards import ShardReader
 from seatrial.job.world import World
 from seatrial.runs.commit import is_committed
 from seatrial.runs.evidence import Verdict
+from seatrial.runs.retention import Retention
 from seatrial.spec.run import RunSpec, TrainSpec
 
 
@@ -60,6 +62,7 @@ class Job:
     faults: Faults
     guard: Guard
     window: Window
+    phases: Phases
 
 
 def build(
@@ -91,7 +94,8 @@ def build(
     report_data(reporter, samples, loaded)
     kept_batch = found.global_batch if found is not None else first_global_batch(reporter)
     batches = BatchPlan.of(resolved, train_tokens.lengths, world.dp_size, kept_batch)
-    reporter.facts(global_batch=batches.global_batch)
+    per_token = flops.per_token(loaded.model, spec.task, train_tokens.lengths)
+    reporter.facts(global_batch=batches.global_batch, flops_per_token=per_token)
     num_steps = batches.num_steps(spec.train.epochs, spec.train.max_steps)
     if is_sharded(loaded.model) and spec.train.compile != "off":
         # Only auto leads here: asked for together, the recipe is refused.
@@ -113,12 +117,15 @@ def build(
     faults = Faults(world.rank, reporter.attempt_index)
     saver = make_saver(spec.train, reporter, state, world, batches.global_batch, faults)
     guard.settle = saver.finish
+    phases = Phases(reporter, world)
+    phases.watch_gradients(net)
+    phases.in_communication = lambda: faults.dawdle("slow_comm", state.step + 1)
     torch.manual_seed(spec.train.seed + 1 + world.dp_rank)  # dropout differs where the samples do
     loaded.model.train()
     return Job(
         spec=spec, world=world, reporter=reporter, net=net, statistics=statistics(net), loaded=loaded, state=state, saver=saver,
         train=train_tokens, test=test_tokens, batches=batches, num_steps=num_steps, faults=faults, guard=guard,
-        window=Window(),
+        window=Window(), phases=phases,
     )  # fmt: skip
 
 

@@ -70,6 +70,16 @@ def rank_environment(
     if place is not None and place.interface is not None:
         # Gloo takes the address that the host's own name stands for, which may be a loopback.
         env.setdefault("GLOO_SOCKET_IFNAME", place.interface)
+    if plan.device == "cuda" and plan.nodes > 1 and "NCCL_DEBUG" not in env:
+        # Some lines a rank, once: which network carries it is known afterwards.
+        logs = RunPaths(plan.run_dir).attempt(plan.attempt).logs
+        env |= {
+            "NCCL_DEBUG": "INFO",
+            "NCCL_DEBUG_SUBSYS": "INIT,NET",
+            "NCCL_DEBUG_FILE": f"{logs}/nccl.%h.%p.log",
+        }
+    # The last collectives of a rank, for a report of a hang; NCCL keeps so many by itself.
+    env.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     return env | {
         "OMP_NUM_THREADS": str(plan.threads),
         # Newer torchrun reads the first, all read the second.

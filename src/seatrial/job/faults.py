@@ -57,6 +57,12 @@ class Faults:
         """What the gradient of this rank is multiplied with before it is reduced."""
         return math.inf if self.is_due("inf_grad", step) else 1.0
 
+    def dawdle(self, kind: str, step: int) -> None:
+        """Sleeps when that is due: at its step and at each one after it."""
+        for fault in self._due:
+            if fault.kind == kind and step >= fault.step:
+                time.sleep(fault.ms / 1e3)
+
     def while_saving(self, step: int) -> None:
         """Reports a full disk, or dawdles, when that is due."""
         if self.is_due("disk_full", step):

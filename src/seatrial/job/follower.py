@@ -9,7 +9,6 @@ from types import FrameType
 from typing import Any
 
 from seatrial.errors import ExitCode, SeatrialError
-from seatrial.job.heartbeat import Frozen
 from seatrial.job.link import Wire
 from seatrial.job.node import Node
 
@@ -63,8 +62,7 @@ class Follower:
             case "stack":
                 assert message is not None
                 rank = message["rank"]
-                frozen = Frozen(rank, self._node.beat(rank), 0.0, "")
-                self._wire.send({"say": "stack", "rank": rank, "text": self._node.stack(frozen)})
+                self._wire.send({"say": "stack", "rank": rank, **self._node.autopsy(rank)})
         return True
 
     def _start(self, message: dict[str, Any]) -> None:

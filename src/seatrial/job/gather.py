@@ -15,7 +15,7 @@ from seatrial.job.environment import Place
 from seatrial.job.fingerprint import node_facts
 from seatrial.job.follower import Follower
 from seatrial.job.gang import WarmProcess
-from seatrial.job.link import Lead, Meeting, connect, interface_of, is_local
+from seatrial.job.link import Lead, Meeting, connect, interface_of, is_local, own_address
 from seatrial.job.node import Node
 from seatrial.job.nodes import Nodes
 from seatrial.runs.files import write_json
@@ -102,7 +102,7 @@ def follow(run_dir: Path, attempt: int, node_rank: int, meeting: Meeting) -> Exi
         connect(meeting, {**me, "error": known.to_dict()})
         raise known from error
     # Imports begin while the nodes check in; the first start says where the ranks meet.
-    interface = interface_of(_own_address(meeting))
+    interface = interface_of(own_address(meeting))
     node = Node(plan, Place(node_rank, meeting.address, interface))
     try:
         wire = connect(meeting, {**me, **_identity(plan), "facts": node_facts()})
@@ -110,16 +110,6 @@ def follow(run_dir: Path, attempt: int, node_rank: int, meeting: Meeting) -> Exi
         node.close()
         raise
     return Follower(node, wire).run()
-
-
-def _own_address(meeting: Meeting) -> str:
-    """The address of this machine from which the first node is reached; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((meeting.address, meeting.port))
-        except OSError:
-            return ""
-        return str(probe.getsockname()[0])
 
 
 def _identity(plan: LaunchPlan) -> dict[str, Any]:

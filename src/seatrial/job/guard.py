@@ -23,9 +23,9 @@ from seatrial.job import checkpoint
 from seatrial.job.proof import RankComparison
 from seatrial.job.reporter import Reporter
 from seatrial.job.world import World
+from seatrial.runs.clock import now
 from seatrial.runs.evidence import Verdict
 from seatrial.runs.files import read_json, write_json
-from seatrial.runs.manifest import now
 from seatrial.runs.metrics import read_metrics
 from seatrial.spec.run import TrainSpec
 

@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,10 @@ class Heart:
         self._step = 0
         self._part = 0
         self._begun = 0
-        faulthandler.register(STACK_SIGNAL, all_threads=True)
+        if threading.current_thread() is threading.main_thread():
+            # Chained, the interpreter's own handler tells whoever waits at its wake-up pipe (`recorder`).
+            signal.signal(STACK_SIGNAL, lambda number, frame: None)
+        faulthandler.register(STACK_SIGNAL, all_threads=True, chain=True)
         self.enter("starting")
 
     def beat(self, step: int | None = None, phase: str = "training") -> None:
@@ -177,6 +181,11 @@ class Watch:
         # Ranks wait for each other: of those that are silent, a halted one or else the last one is the cause.
         rank = min(silent, key=lambda r: (not self._source.halted(r), self._place(r), self._changed[r]))
         return Frozen(rank, self._beats[rank], now - self._changed[rank], self._others(rank))
+
+    @property
+    def beats(self) -> list[Beat | None]:
+        """What each rank said last."""
+        return list(self._beats)
 
     @property
     def step(self) -> int:

@@ -113,7 +113,7 @@ class Lead:
     def __init__(self, meeting: Meeting) -> None:
         self._meeting = meeting
         self._next_port = meeting.port + 1
-        self._listener = listen(meeting.port)
+        self._listener = listen(meeting.port, "127.0.0.1" if meeting.address == "127.0.0.1" else "")
         self.wires: dict[int, Wire] = {}
 
     def check_in(
@@ -132,23 +132,54 @@ class Lead:
         Raises:
             PlatformError: a node did not come in time, is there twice, can't take part, or differs.
         """
+
+        def refuse(node_rank: int, error: PlatformError) -> None:
+            raise error
+
+        hellos = self.gather(range(1, num_nodes), expected, refuse, given_up)
+        if len(hellos) < num_nodes - 1 and not given_up():
+            raise self._who_is_missing(num_nodes, hellos)
+        return [hellos[node_rank] for node_rank in sorted(hellos)]
+
+    def gather(
+        self,
+        node_ranks: range,
+        expected: Mapping[str, Any],
+        refuse: Callable[[int, PlatformError], None],
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> dict[int, dict[str, Any]]:
+        """Waits until those nodes have said hello that can, as long as the meeting's patience lasts.
+
+        Args:
+            node_ranks: whom to wait for.
+            expected: what every hello must contain.
+            refuse: told of each node that is there twice, can't take part, or differs; it is not waited for any more.
+            given_up: whether to stop waiting.
+
+        Returns:
+            The hellos by node rank.
+        """
         until = time.monotonic() + self._meeting.patience_s
         hellos: dict[int, dict[str, Any]] = {}
+        refused: set[int] = set()
         self._listener.settimeout(0.2)
-        while len(hellos) < num_nodes - 1 and not given_up():
+        while len(hellos.keys() | refused) < len(node_ranks) and not given_up() and time.monotonic() < until:
             try:
                 connection, peer = self._listener.accept()
             except TimeoutError:
-                if time.monotonic() > until:
-                    raise self._who_is_missing(num_nodes, hellos) from None
                 continue
             hello = self._hello(wire := Wire(connection))
             if hello is None:
                 continue
             node_rank = hello["node_rank"]
-            self._check(hello, expected, num_nodes, node_rank in hellos, str(peer[0]))
+            wrong = self._wrong(hello, expected, node_ranks, node_rank in hellos, str(peer[0]))
+            if wrong is not None:
+                refuse(node_rank, wrong)
+                refused.add(node_rank)
+                wire.close()
+                continue
             hellos[node_rank], self.wires[node_rank] = hello, wire
-        return [hellos[node_rank] for node_rank in sorted(hellos)]
+        return hellos
 
     def free_port(self) -> int:
         """The next port above the meeting's that nobody has: never one of an earlier start, whose store may still close."""
@@ -176,25 +207,26 @@ class Lead:
         wire.close()
         return None
 
-    def _check(
-        self, hello: dict[str, Any], expected: Mapping[str, Any], num_nodes: int, twice: bool, peer: str
-    ) -> None:
+    def _wrong(
+        self, hello: dict[str, Any], expected: Mapping[str, Any], node_ranks: range, twice: bool, peer: str
+    ) -> PlatformError | None:
         node_rank = hello["node_rank"]
         name = f"{self._meeting.host(node_rank)}, {hello.get('host')} at {peer},"
         if "error" in hello:
-            raise PlatformError(
+            return PlatformError(
                 f"{name} can't take part: {hello['error']['what']}",
                 evidence=hello["error"]["evidence"], remedy=hello["error"]["remedy"],
             )  # fmt: skip
         differs = {key: (hello.get(key), value) for key, value in expected.items() if hello.get(key) != value}
         if differs:
             key, (theirs, ours) = next(iter(differs.items()))
-            raise PlatformError(
+            return PlatformError(
                 f"{name} runs something else", evidence=f"{key} is {theirs} there, and {ours} here"
             )
-        if twice or not 0 < node_rank < num_nodes:
-            raise PlatformError(f"{name} is there twice" if twice else f"{name} is one too many",
-                                evidence=f"{num_nodes} nodes, one agent each, were asked for")  # fmt: skip
+        if twice or node_rank not in node_ranks:
+            return PlatformError(f"{name} is there twice" if twice else f"{name} is one too many",
+                                 evidence=f"{node_ranks.stop} nodes, one agent each, were asked for")  # fmt: skip
+        return None
 
     def _who_is_missing(self, num_nodes: int, hellos: Mapping[int, Any]) -> PlatformError:
         missing = [self._meeting.host(r) for r in range(1, num_nodes) if r not in hellos]
@@ -229,14 +261,24 @@ def connect(meeting: Meeting, hello: Mapping[str, Any]) -> Wire:
             time.sleep(0.2)
 
 
-def listen(port: int) -> socket.socket:
-    """A listening socket on every address; `PlatformError` when the port is taken."""
+def listen(port: int, address: str = "") -> socket.socket:
+    """A listening socket on an address, or on every one; `PlatformError` when the port is taken."""
     try:
-        return socket.create_server(("", port), backlog=1024)
+        return socket.create_server((address, port), backlog=1024)
     except OSError as error:
         raise PlatformError(
             f"port {port} is not free on {socket.gethostname()}", evidence=str(error)
         ) from error
+
+
+def own_address(meeting: Meeting) -> str:
+    """The address of this machine from which the first node is reached; empty where it is not. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((meeting.address, meeting.port))
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
 
 
 def interface_of(address: str) -> str | None:

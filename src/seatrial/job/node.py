@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from seatrial.job import sampler
 from seatrial.job.environment import Place
 from seatrial.job.gang import WarmProcess, gang_of
-from seatrial.job.heartbeat import Beat, FileBeats, Frozen
+from seatrial.job.heartbeat import Beat, FileBeats
 from seatrial.job.processes import end_descendants
-from seatrial.job.stack import ask_for_stack
+from seatrial.job.stack import ask_for_stack, signal_rank
 from seatrial.job.verdict import Account, give_account
 from seatrial.runs.files import write_json
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan, Stage
 
+_SAMPLER_S = 2.0
+"""For its last row; a driver that does not answer keeps it longer."""
+_ASKED = 64
+"""Ranks of a node that are asked for their flight recorders."""
 _END_GRACE_S = 5.0
 """For ranks that lost a peer: they hang in a collective or say what they saw; there is nothing to save."""
 
@@ -36,6 +44,7 @@ class Node:
         self._attempt.failures.mkdir(parents=True, exist_ok=True)
         self._attempt.logs.mkdir(parents=True, exist_ok=True)
         self._gang = gang_of(plan, place, warm)
+        self._sampler = sampler.start_if_wanted(plan, place.node_rank)
         self._stage: Stage | None = None
         self._was_ended = False
         self._beats: FileBeats | None = None
@@ -86,11 +95,25 @@ class Node:
         """Whether the kernel holds one of this node's ranks."""
         return self._beats is not None and self._beats.halted(rank)
 
-    def stack(self, frozen: Frozen) -> str:
-        """What a frozen rank of this node was doing, in one clause."""
-        return ask_for_stack(self._attempt.rank_log(frozen.rank), frozen)
+    def autopsy(self, rank: int) -> dict[str, Any]:
+        """What this node knows when `rank` is frozen: ``{"stack", "host", "links"}``, the stack of `rank` where it is here.
+
+        All of its ranks write their flight recorders.
+        """
+        others = [other for other in self.ranks if other != rank]
+        for other in others[:_ASKED]:
+            signal_rank(self.beat(other))
+        if rank not in self.ranks:
+            return {"stack": None}
+        from seatrial.job.checks.fabric import read_ports  # takes long to import, and is hardly ever needed
+
+        stack = ask_for_stack(self._attempt.rank_log(rank), self.beat(rank))
+        return {"stack": asdict(stack), "host": socket.gethostname(), "links": read_ports(Path("/sys"))}
 
     def close(self) -> None:
         """No more stages will come."""
+        if self._sampler is not None:
+            self._sampler.finish(_SAMPLER_S)
+            self._sampler = None
         self._gang.close()
         end_descendants()

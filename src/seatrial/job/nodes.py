@@ -10,12 +10,13 @@ from seatrial.job.gang import free_port
 from seatrial.job.heartbeat import Beat, Frozen
 from seatrial.job.link import Lead, Meeting, Wire
 from seatrial.job.node import Node
+from seatrial.job.stack import Stack
 from seatrial.job.verdict import Account
 from seatrial.runs.plan import Stage
 
 _IN_AGREEMENT = int(ExitCode.PREEMPTED)
 _SAY_EVERY_S = 1.0
-_STACK_WAIT_S = 5.0
+_STACK_WAIT_S = 15.0
 
 
 class Nodes:
@@ -35,7 +36,7 @@ class Nodes:
         self._accounts: dict[int, Account] = {}
         self._told_to_end: set[int] = set()
         self._beats: dict[int, tuple[Beat | None, bool]] = {}
-        self._stacks: dict[int, str] = {}
+        self._stacks: dict[int, dict[str, Any]] = {}
         self._said_at = 0.0
         self.wish: int | None = None
         """The number of a signal that asked another node's agent to stop."""
@@ -106,16 +107,19 @@ class Nodes:
         """Whether its kernel holds a rank."""
         return self._own.halted(rank) if rank in self._own.ranks else self._beats.get(rank, (None, False))[1]
 
-    def stack(self, frozen: Frozen) -> str:
-        """What a frozen rank was doing, in one clause."""
-        if frozen.rank in self._own.ranks:
-            return self._own.stack(frozen)
+    def autopsy(self, frozen: Frozen) -> tuple[Stack, dict[str, Any]]:
+        """What a frozen rank was doing, and what its node says; every node has its ranks write their flight recorders."""
+        for node_rank in list(self._wires):
+            self._send(node_rank, {"do": "stack", "rank": frozen.rank})
+        found = self._own.autopsy(frozen.rank)
         node_rank = frozen.rank // self._own.plan.nproc
-        self._send(node_rank, {"do": "stack", "rank": frozen.rank})
         until = time.monotonic() + _STACK_WAIT_S
-        while frozen.rank not in self._stacks and node_rank in self._wires and time.monotonic() < until:
+        while node_rank in self._wires and node_rank not in self._stacks and time.monotonic() < until:
             self._hear(node_rank, 0.1)
-        return self._stacks.pop(frozen.rank, "its node did not answer")
+        found = self._stacks.pop(node_rank, found)
+        self._stacks.clear()
+        stack = found.get("stack")
+        return Stack(**stack) if stack else Stack("its node did not answer"), found
 
     def close(self) -> None:
         """No more stages will come."""
@@ -151,7 +155,7 @@ class Nodes:
             case "stop":
                 self.wish = message["signal"]
             case "stack":
-                self._stacks[message["rank"]] = message["text"]
+                self._stacks[node_rank] = message
             case "beats":
                 for rank, (line, halted) in message["beats"].items():
                     self._beats[int(rank)] = (Beat.parse(line), halted)

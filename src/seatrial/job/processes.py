@@ -15,6 +15,12 @@ import psutil
 # prctl(2)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_kept: set[int] = set()
+
+
+def keep(pid: int) -> None:
+    """A child that serves the whole attempt: `end_descendants` leaves it alone, and what it starts."""
+    _kept.add(pid)
 
 
 def die_with_parent() -> None:
@@ -90,7 +96,15 @@ def is_halted(pid: int) -> bool:
 
 
 def _below(spare: Collection[int]) -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if p.pid not in spare]
+    below = psutil.Process().children(recursive=True)
+    kept = set(_kept)
+    for process in below:  # parents come before their children
+        try:
+            if process.ppid() in kept:
+                kept.add(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return [p for p in below if p.pid not in spare and p.pid not in kept]
 
 
 def _prctl(option: int, value: int) -> None:

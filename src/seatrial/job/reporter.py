@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ import torch
 
 from seatrial.errors import PlatformError, SeatrialError, SpecError
 from seatrial.job.heartbeat import Heart
+from seatrial.job.recorder import record_flight
+from seatrial.runs.clock import now
 from seatrial.runs.evidence import Evidence, Verdict, record
 from seatrial.runs.files import append_json_line, read_json, write_json
-from seatrial.runs.manifest import now
 from seatrial.runs.paths import RunPaths
 
 # What a surviving rank raises when a peer dies in the middle of a collective (gloo, NCCL, the store).
@@ -50,6 +52,8 @@ class Reporter:
         """``train.batch_size`` and ``train.grad_accumulation``, once known: what to halve when memory runs out."""
         self.attempt.rank_events(rank).parent.mkdir(parents=True, exist_ok=True)
         self.heart = Heart(self.attempt.heartbeat(rank))
+        if threading.current_thread() is threading.main_thread():
+            record_flight(self.attempt.flight(rank))
 
     def event(self, name: str, **facts: Any) -> None:
         """Appends one row to this rank's events."""

@@ -30,11 +30,11 @@ from seatrial.errors import PlatformError, SeatrialError, from_dict
 from seatrial.job import shards
 from seatrial.job.checkpoint import DAMAGED, TrainState, committed_steps, directory, rng_state
 from seatrial.job.reporter import Reporter, explain, is_disk_full
-from seatrial.job.retention import Kept, Retention
 from seatrial.job.world import World
 from seatrial.runs.commit import ASIDE, commit, read_marker
 from seatrial.runs.evidence import Verdict
 from seatrial.runs.files import write_json
+from seatrial.runs.retention import Kept, Retention
 
 _GROUP_TIMEOUT = timedelta(days=1)
 """A slow disk is waited for; a rank that is gone is noticed by its closed connection."""

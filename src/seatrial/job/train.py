@@ -105,13 +105,18 @@ def train(spec: RunSpec, plan: LaunchPlan, world: World, reporter: Reporter) -> 
             step = job.state.step
             continue
         if logging:
+            job.phases.write(step, last=last or stopping)
             logged = log_step(job)
             last_loss = logged if logged is not None else last_loss
             first_loss = first_loss if first_loss is not None else last_loss
         if last or is_due(step, spec.train.eval_every or job.batches.steps_per_epoch):
+            job.phases.enter("evaluate")
             evaluate(job)
+            job.phases.enter("other")
         if saving:
+            job.phases.enter("checkpoint")
             job.saver.save()
+            job.phases.enter("other")
         if stopping:
             stop.close()
             job.saver.finish()
@@ -165,7 +170,11 @@ def train_step(job: Job, step: int) -> None:
     parts = passes(job.batches, indices, world, job.net)
     loss = torch.zeros((), device=world.device)
     for i, (part, counts) in enumerate(parts):
+        job.phases.enter("data")
+        job.faults.dawdle("slow_data", step + 1)
         batch = to_device(collate(job.train, part, job.loaded.pad_id, job.batches.epoch(step)), world.device)
+        job.phases.enter("forward")
+        job.faults.dawdle("slow_rank", step + 1)
         with unsynced(job.net, wanted=i < len(parts) - 1):
             with autocast(train.precision, world.device):
                 lengths = torch.from_numpy(job.train.lengths[part]) if train.packing else None
@@ -176,12 +185,15 @@ def train_step(job: Job, step: int) -> None:
             scaled = part_loss * factor
             if i == len(parts) - 1:
                 job.reporter.heart.enter("reducing")  # from here on it waits for its peers
+            job.phases.enter("backward", syncs=i == len(parts) - 1)
             state.scaler.scale(scaled).backward()
         loss += part_loss.detach() * counts / world.tp_size
+    job.phases.enter("optimizer")
     job.saver.before_update()
     norm = update(state.optimizer, state.scaler, train.clip_norm)
     state.scheduler.step()
     share_statistics(job.statistics, world)
+    job.phases.end_step()
 
     window.add(step + 1, weight, loss, norm)
     window.samples += len(indices)
@@ -232,12 +244,13 @@ def evaluate(job: Job) -> None:
         job.reporter.heart.enter("evaluating")
     dist.all_reduce(totals)
     job.loaded.model.train()
-    job.window.started += time.perf_counter() - began  # throughput is of training
+    elapsed = time.perf_counter() - began
+    job.window.started += elapsed  # throughput is of training
     weight = max(1, int(tokens.targets.sum()))
     loss_sum, hits_sum = totals.tolist()
     job.state.held_out = (job.state.step, finite(loss_sum / weight))
     job.reporter.metric(
-        kind="eval", step=job.state.step, loss=finite(loss_sum / weight), accuracy=hits_sum / weight
+        kind="eval", step=job.state.step, loss=finite(loss_sum / weight), accuracy=hits_sum / weight, eval_s=elapsed,
     )  # fmt: skip
 
 

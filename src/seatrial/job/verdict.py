@@ -124,6 +124,9 @@ def frozen_failure(attempt: AttemptPaths, frozen: Frozen, stack: str) -> dict[st
     beat = frozen.beat
     where = f"it was last seen at step {beat.step}, {beat.phase}" if beat else "it was never seen"
     others = f"\nthe others: {frozen.others}" if frozen.others else ""
+    hang = read_json(attempt.hang)
+    if hang is not None and hang["waiting"] is not None:
+        others += f"\n{hang['sentence']}"
     return {
         "exit_code": int(ExitCode.PLATFORM),
         "what": f"rank {frozen.rank} is frozen: no progress for {frozen.silent_s:.0f} s",

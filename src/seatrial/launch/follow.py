@@ -79,6 +79,10 @@ class Follower:
             if row["event"] == "training":
                 progress.num_steps, progress.from_step = row["num_steps"], row["from_step"]
                 progress.step = row["from_step"]
+            if row["event"] == "checking":
+                progress.phase = row["text"]
+            if row["event"] == "note":
+                progress.notes.append(row["text"])
             if row["event"] == "predicting":
                 progress.phase = (
                     f"predicting {row['num_samples']} held-out samples with the {row['model']} model"

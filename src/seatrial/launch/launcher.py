@@ -20,22 +20,18 @@ from seatrial.errors import ExitCode, PlatformError, SeatrialError, SpecError, f
 from seatrial.launch.source import Source, git_state
 from seatrial.runs import commit, lock
 from seatrial.runs import evidence as proof
+from seatrial.runs.clock import now
 from seatrial.runs.evidence import Evidence, Verdict, read_evidence
 from seatrial.runs.files import read_json, write_json, write_text
-from seatrial.runs.manifest import AttemptRecord, Manifest, now, read_manifest, write_manifest
+from seatrial.runs.manifest import AttemptRecord, Manifest, read_manifest, write_manifest
 from seatrial.runs.paths import AttemptPaths, RunPaths
 from seatrial.runs.plan import LaunchPlan, plan_path, read_plan, write_plan
 from seatrial.runs.state import RunState
 from seatrial.spec.changes import OF_THE_ATTEMPT, Changes, render
-from seatrial.spec.run import RunSpec, ScriptSpec
+from seatrial.spec.kinds import AnySpec
+from seatrial.spec.run import RunSpec
 
-_OUTCOMES = {
-    "completed": RunState.COMPLETED,
-    "failed": RunState.FAILED,
-    "interrupted": RunState.INTERRUPTED,
-    "preempted": RunState.PREEMPTED,
-    "lost": RunState.LOST,
-}
+_OUTCOMES = {str(state): state for state in RunState if state.is_terminal}
 _EXIT_CODES = {
     RunState.INTERRUPTED: ExitCode.INTERRUPTED,
     RunState.PREEMPTED: ExitCode.PREEMPTED,
@@ -64,7 +60,7 @@ def new_run_id(name: str) -> str:
 
 def create(
     paths: RunPaths,
-    spec: RunSpec | ScriptSpec,
+    spec: AnySpec,
     argv: Sequence[str],
     *,
     beside: Manifest | Source | None = None,

@@ -25,6 +25,7 @@ from seatrial.runs.manifest import Manifest, read_manifest
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import read_plan
 from seatrial.runs.state import RunState
+from seatrial.spec.kinds import AnySpec
 from seatrial.spec.run import RunSpec, ScriptSpec
 
 Say = Callable[[str], None]
@@ -48,7 +49,7 @@ class Parcel:
         return [("code", self.code.tree), *(("data", found) for _, found in self.trees.values())]
 
 
-def pack(spec: RunSpec | ScriptSpec, cwd: Path, runs_dir: Path) -> Parcel:
+def pack(spec: AnySpec, cwd: Path, runs_dir: Path) -> Parcel:
     """Looks at what there is to send; sends nothing.
 
     A path that exists here is meant as it is here, and sent; one with ``cluster:`` in front is the cluster's; any other is
@@ -103,8 +104,8 @@ def send(parcel: Parcel, connection: Connection, say: Say, *, dry_run: bool = Fa
 
 
 def order(
-    spec: RunSpec | ScriptSpec, parcel: Parcel, root: str, *, run_id: str, argv: Sequence[str], then: Collection[str],
-    after: str | None,
+    spec: AnySpec, parcel: Parcel, root: str, *, run_id: str, argv: Sequence[str], then: Collection[str],
+    after: str | None, verdict: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What the login node is to start, as plain data. Pure, but for git's word on the code."""
     values = values_of(spec)
@@ -126,13 +127,13 @@ def order(
     git = git_state(parcel.code.root)
     code = parcel.code.tree
     return {
-        "run_id": run_id, "values": values, "cwd": cwd, "argv": list(argv), "then": list(then), "after": after,
+        "run_id": run_id, "values": values, "cwd": cwd, "argv": list(argv), "then": list(then), "after": after, "verdict": verdict,
         "git": None if git is None else git.model_dump(mode="json"),
         "code": {"sha256": code.sha256, "files": len(code.items), "bytes": code.bytes, "sent": sent},
     }  # fmt: skip
 
 
-def start(paths: RunPaths, spec: RunSpec | ScriptSpec, given: dict[str, Any]) -> JobHandle:
+def start(paths: RunPaths, spec: AnySpec, given: dict[str, Any]) -> JobHandle:
     """Has the login node start what `given` orders; the run's copy here is written down before.
 
     Raises:
@@ -175,14 +176,16 @@ def mirror_of(paths: RunPaths) -> Mirror:
 
 
 def resume(
-    paths: RunPaths, overrides: Sequence[str], nproc: int | None, *, allow_change: bool, say: Say
-) -> Manifest:
+    paths: RunPaths, overrides: Sequence[str], nproc: int | None, *, allow_change: bool, verdict: str | None,
+    say: Say,
+) -> Manifest:  # fmt: skip
     """Has the login node begin one more attempt; the copy as it is then."""
     mirror = mirror_of(paths)
     mirror.connection.say = say
     mirror.connection.ask(
-        "resume", run_id=paths.run_id, overrides=list(overrides), nproc=nproc, allow_change=allow_change
-    )
+        "resume", run_id=paths.run_id, overrides=list(overrides), nproc=nproc, allow_change=allow_change,
+        verdict=verdict,
+    )  # fmt: skip
     return mirror.look(anyway=True)
 
 
@@ -197,7 +200,7 @@ def not_here(paths: RunPaths, verb: str) -> SpecError:
     )
 
 
-def connection_of(spec: RunSpec | ScriptSpec, say: Say) -> Connection:
+def connection_of(spec: AnySpec, say: Say) -> Connection:
     """To the login node that a spec names; what it tells people goes to `say`."""
     connection = open_login(login_of(spec))
     connection.say = say

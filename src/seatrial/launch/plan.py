@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from seatrial.backends.machine import Machine
 from seatrial.errors import SpecError
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import Device, LaunchPlan, Stage
+from seatrial.spec.checks import CheckSpec
+from seatrial.spec.kinds import AnySpec
 from seatrial.spec.run import ResourcesSpec, RunSpec, ScriptSpec, TrainSpec
 
 
 def plan(
-    spec: RunSpec | ScriptSpec,
+    spec: AnySpec,
     paths: RunPaths,
     machine: Machine,
     *,
@@ -50,14 +53,29 @@ def plan(
         gpus_per_node=_gpus(spec.resources, machine),
         cpus_per_node=machine.cpus,
         platform=spec.slurm.model_dump(mode="json") if machine.platform == "slurm" else {},
+        conducts="checks" if isinstance(spec, CheckSpec) else "ranks",
         launcher=spec.resources.launcher,
         max_restarts=train.max_restarts,
         hang_timeout_s=train.hang_timeout_s,
         stop_before_s=train.stop_before_s,
+        sample_every_s=spec.resources.sample_every_s,
+        **_use(spec),
     )
 
 
-def _check_time(spec: RunSpec | ScriptSpec) -> None:
+def _use(spec: AnySpec) -> dict[str, Any]:
+    """When unused devices stop the attempt."""
+    if isinstance(spec, CheckSpec):
+        return {}
+    gate = spec.gates.utilisation
+    idle, stop = gate.stop_idle_minutes, gate.on_fail == "stop"
+    return {
+        "stop_idle_s": None if idle is None else 60 * idle,
+        "stop_below": {"min_pct": gate.min, "patience_s": 60 * gate.patience_minutes} if stop else None,
+    }
+
+
+def _check_time(spec: AnySpec) -> None:
     """A time limit leaves time to train."""
     before_s = spec.train.stop_before_s if isinstance(spec, RunSpec) else TrainSpec().stop_before_s
     if spec.resources.time_s is not None and spec.resources.time_s <= before_s:
@@ -68,8 +86,10 @@ def _check_time(spec: RunSpec | ScriptSpec) -> None:
         )
 
 
-def stages_of(spec: RunSpec | ScriptSpec, paths: RunPaths, *, train_only: bool = False) -> tuple[Stage, ...]:
+def stages_of(spec: AnySpec, paths: RunPaths, *, train_only: bool = False) -> tuple[Stage, ...]:
     """What a run does: a script, or training and then predictions of both models in the same allocation."""
+    if isinstance(spec, CheckSpec):
+        return (Stage(name="check", argv=()),)
     if isinstance(spec, ScriptSpec):
         return (Stage(name="script", argv=spec.command, reports=False),)
     stages = (Stage(name="train", argv=job_argv("train", paths)),)
@@ -77,9 +97,14 @@ def stages_of(spec: RunSpec | ScriptSpec, paths: RunPaths, *, train_only: bool =
 
 
 def afterwards(paths: RunPaths, then: Collection[str]) -> tuple[tuple[str, ...], ...]:
-    """What the job itself does at its end, where nobody waits for it: the comparison and the page."""
-    verbs = [verb for verb in ("compare", "report") if verb in then]
-    return tuple(("-m", "seatrial", verb, str(paths.root)) for verb in verbs)
+    """What the job itself does at its end, where nobody waits for it: comparison, page, mirror, or the verdict."""
+    if "judge" in then:
+        return (("-m", "seatrial", "check", "--judge", str(paths.root)),)
+    steps = {"compare": ("compare",), "use": ("watch", "--judge"), "report": ("report",)}
+    argvs = [("-m", "seatrial", *words, str(paths.root)) for verb, words in steps.items() if verb in then]
+    told = [(*job_argv("track", paths), "--once")] if "track" in then else []
+    pushed = [("-m", "seatrial", "runs", "push", "--warn-only", str(paths.root))] if "push" in then else []
+    return (*argvs, *told, *pushed)
 
 
 def predict_stage(paths: RunPaths, *arguments: str) -> Stage:

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 440, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 36
 MAX_POINTS = 600
+_MOST_DOTS = 80
 
 Point = tuple[float, float]
 
@@ -24,8 +25,22 @@ class Series:
     style: str = "a"
 
 
-def line_chart(title: str, unit: str, series: Sequence[Series], x_name: str = "step") -> Markup:
-    """A chart of one or more lines over a common x axis; an empty text when there is nothing to draw."""
+def line_chart(
+    title: str,
+    unit: str,
+    series: Sequence[Series],
+    x_name: str = "step",
+    shaded: Sequence[tuple[float, float, str]] = (),
+) -> Markup:
+    """A chart of one or more lines over a common x axis; an empty text when there is nothing to draw.
+
+    Args:
+        title: over it.
+        unit: of the y axis.
+        series: the lines.
+        x_name: of the x axis.
+        shaded: parts of the x axis with a name, drawn behind the lines.
+    """
     drawn = [Series(s.name, downsample(s.points, MAX_POINTS), s.style) for s in series if s.points]
     if not drawn:
         return Markup("")
@@ -34,17 +49,18 @@ def line_chart(title: str, unit: str, series: Sequence[Series], x_name: str = "s
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
     x_of = _scale(min(*xs, x_ticks[0]), max(*xs, x_ticks[-1]), _LEFT, WIDTH - _RIGHT)
     y_of = _scale(min(*ys, y_ticks[0]), max(*ys, y_ticks[-1]), HEIGHT - _BOTTOM, _TOP)
-    parts = []
+    parts = [_shade(x_of, xs, begin, end, name) for begin, end, name in shaded]
     for tick in y_ticks:
         y = y_of(tick)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
         parts.append(f'<text class="end" x="{_LEFT - 8}" y="{y + 4:.1f}">{label(tick)}</text>')
     for tick in x_ticks:
-        parts.append(f'<text class="mid" x="{x_of(tick):.1f}" y="{HEIGHT - 18}">{label(tick)}</text>')
+        anchor = "end" if x_of(tick) > WIDTH - 2 * _RIGHT else "mid"
+        parts.append(f'<text class="{anchor}" x="{x_of(tick):.1f}" y="{HEIGHT - 18}">{label(tick)}</text>')
     for s in drawn:
         at = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in s.points)
         parts.append(f'<polyline class="line {escape(s.style)}" points="{at}"/>')
-        if s.style == "b" or len(s.points) == 1:
+        if (s.style == "b" and len(s.points) <= _MOST_DOTS) or len(s.points) == 1:
             parts += [
                 f'<circle class="dot {escape(s.style)}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3.5">'
                 f"<title>{escape(s.name)} at {escape(x_name)} {label(x)}: {y:.4g}</title></circle>"
@@ -59,6 +75,16 @@ def line_chart(title: str, unit: str, series: Sequence[Series], x_name: str = "s
         f'<figure><figcaption><b>{escape(title)}</b> <span class="unit">{escape(unit)}</span> {legend}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told)}">{"".join(parts)}'
         f'<text class="end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 1}">{escape(x_name)}</text></svg></figure>'
+    )
+
+
+def _shade(x_of: Callable[[float], float], xs: Sequence[float], begin: float, end: float, name: str) -> str:
+    low, high = max(begin, min(xs)), min(end, max(xs))
+    if high <= low:
+        return ""
+    return (
+        f'<rect class="shade" x="{x_of(low):.1f}" y="{_TOP}" width="{x_of(high) - x_of(low):.1f}" height="{HEIGHT - _BOTTOM - _TOP}">'
+        f"<title>{escape(name)}</title></rect>"
     )
 
 

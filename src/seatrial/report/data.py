@@ -24,6 +24,8 @@ class ReportData:
     train: list[dict[str, Any]]
     """Rows of the training curve, by step."""
     evaluations: list[dict[str, Any]]
+    utilisation: dict[str, Any] | None = None
+    """How the devices were used, where that was assessed."""
 
 
 def load(paths: RunPaths) -> ReportData:
@@ -41,4 +43,5 @@ def load(paths: RunPaths) -> ReportData:
         evidence=read_evidence(paths.evidence),
         train=metrics["train"],
         evaluations=metrics["eval"],
+        utilisation=read_json(paths.utilisation),
     )

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from seatrial.report import formats
 from seatrial.report.chart import Series, interval_plot, line_chart
 from seatrial.report.data import ReportData
+from seatrial.report.utilisation import section
 
 _VERDICT_SIGNS = {"better": "▲", "worse": "▼", "no evidence": "≈"}
 
@@ -41,6 +42,7 @@ def render(data: ReportData) -> str:
         comparison=data.comparison,
         evidence=data.evidence,
         curves=curves(data),
+        use=section(data.utilisation),
         plot=verdict_plot(data.comparison),
         sign=_VERDICT_SIGNS.get((data.comparison or {}).get("verdict", {}).get("verdict", ""), "–"),
         why_no_verdict=why_no_verdict(data),

@@ -62,7 +62,7 @@ def commit(
         with path.open("rb") as file:
             os.fsync(file.fileno())
         files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-    marker = {"schema": 1, "sha256": _tree_hash(files), "files": files, **facts}
+    marker = {"schema": 1, "sha256": tree_hash(files), "files": files, **facts}
     write_json(aside / MARKER, marker)
     sync_directory(aside)
     if final.exists() and not is_committed(final):
@@ -117,9 +117,10 @@ def weights_sha256(path: Path, suffixes: Iterable[str] = (".safetensors",)) -> s
     if marker is None:
         return None
     weights = {n: f for n, f in marker["files"].items() if n.endswith(tuple(suffixes))}
-    return _tree_hash(weights) if weights else None
+    return tree_hash(weights) if weights else None
 
 
-def _tree_hash(files: dict[str, dict[str, Any]]) -> str:
+def tree_hash(files: dict[str, dict[str, Any]]) -> str:
+    """One hash for files: of their names and their own hashes."""
     lines = (f"{name}\0{entry['sha256']}\n" for name, entry in sorted(files.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()

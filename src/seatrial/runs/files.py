@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,13 +55,31 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return
-    for line in text.splitlines():
+    yield from _rows(text.splitlines())
+
+
+def _rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
         if isinstance(row, dict):
             yield row
+
+
+def last_json_lines(path: Path, last_bytes: int | None) -> list[dict[str, Any]]:
+    """`read_json_lines` of no more than so many bytes at the end of `path`; a line that begins before them is left out."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if last_bytes is not None and size > last_bytes:
+                file.seek(size - last_bytes)
+                file.readline()
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return []
+    return list(_rows(line.decode(errors="replace") for line in lines))
 
 
 def sync_directory(path: Path) -> None:
@@ -91,3 +109,11 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         aside.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def size_text(count: int) -> str:
+    """Bytes for people: ``1.2 GiB``."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seatrial.errors import SpecError
+from seatrial.runs.clock import now
 from seatrial.runs.files import read_json, write_json
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.state import RunState
 
-
-def now() -> str:
-    """The time in UTC, ISO 8601 with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+_NAMED = 20
+"""Newest runs among which a message about an unknown one looks for names to show."""
 
 
 class _Record(BaseModel):
@@ -91,6 +91,10 @@ class Manifest(_Record):
     """``{"train": {"sha256", "num_samples", …}, "test": {…}, "labels": […]}``."""
     models: dict[str, Any] = Field(default_factory=dict)
     """``{"original": {"sha256", "weights_sha256", …}, "trained": {…}}``."""
+    acceptance: dict[str, Any] = Field(default_factory=dict)
+    """Verdicts that the latest launch went by: ``{"used": [{path, sha256, run_id}], "exclude": {node: reason}}``."""
+    trackers: dict[str, Any] = Field(default_factory=dict)
+    """By tracker, the run's id and address there."""
     results: dict[str, Any] = Field(default_factory=dict)
     """What the run came to: steps, last loss, the verdict."""
     attempts: list[AttemptRecord] = Field(default_factory=list)
@@ -104,9 +108,16 @@ class Manifest(_Record):
 
 
 def write_manifest(paths: RunPaths, manifest: Manifest) -> None:
-    """Replaces the run's manifest in one step."""
+    """Replaces the run's manifest in one step, and tells the runs directory."""
     manifest.updated = now()
     write_json(paths.manifest, manifest.model_dump(mode="json", by_alias=True))
+    touch_runs(paths)
+
+
+def touch_runs(paths: RunPaths) -> None:
+    """Sets the runs directory's time: some run's manifest is another one (`runs.index`)."""
+    with contextlib.suppress(OSError):
+        os.utime(paths.root.parent)
 
 
 def read_manifest(paths: RunPaths) -> Manifest:
@@ -157,13 +168,20 @@ def find_run(name: str, root: Path) -> RunPaths:
     as_path = Path(name)
     if (as_path / "manifest.json").is_file():
         return RunPaths(as_path.absolute())
-    runs = [paths for paths, _ in iter_manifests(root)]
+    # Names alone: of a hundred thousand runs, reading the manifests takes a minute.
+    names = sorted(os.listdir(root)) if root.is_dir() else []  # noqa: PTH208
+    runs = [RunPaths(root / each) for each in names if each.startswith("" if name == "last" else name)]
+    runs = [paths for paths in runs if paths.manifest.is_file()]
     if name == "last" and runs:
         return max(runs, key=lambda paths: paths.manifest.stat().st_mtime)
     exact = [paths for paths in runs if paths.run_id == name]
-    matching = exact or [paths for paths in runs if paths.run_id.startswith(name)]
+    matching = exact or runs
     if len(matching) == 1:
         return matching[0]
+    if not matching:
+        runs = [
+            paths for paths in (RunPaths(root / each) for each in names[-_NAMED:]) if paths.manifest.is_file()
+        ]
     listed = ", ".join(paths.run_id for paths in (matching or runs)[-5:]) or "no runs"
     raise SpecError(
         f"{len(matching)} runs are called {name!r}" if matching else f"no run is called {name!r}",

@@ -45,6 +45,11 @@ class AttemptPaths:
         """Exists once a person or the platform has asked the attempt to stop; says why."""
         return self.root / "stop.json"
 
+    @property
+    def samples(self) -> Path:
+        """What an acceptance test measured, a file a writer."""
+        return self.root / "samples"
+
     def rank_log(self, rank: int) -> Path:
         """What one rank printed."""
         return self.logs / f"rank_{rank:05d}.log"
@@ -74,6 +79,23 @@ class AttemptPaths:
     def restarts(self) -> Path:
         """One row for each time that the ranks were started again."""
         return self.root / "restarts.jsonl"
+
+    def telemetry(self, node_rank: int) -> Path:
+        """What a node's sampler saw of its devices."""
+        return self.root / "telemetry" / f"node_{node_rank:05d}.jsonl"
+
+    def phases(self, rank: int) -> Path:
+        """Where one rank's time went: a row for every few seconds of training."""
+        return self.root / "phases" / f"rank_{rank:05d}.jsonl"
+
+    @property
+    def hang(self) -> Path:
+        """What was found when a rank froze."""
+        return self.failures / "hang.json"
+
+    def flight(self, rank: int) -> Path:
+        """The last collectives of one rank, where a hang made it write them."""
+        return self.failures / "flight" / f"rank_{rank:05d}.json"
 
     def heartbeat(self, rank: int) -> Path:
         """Where one rank is: step, phase and time, overwritten in place."""
@@ -132,9 +154,24 @@ class RunPaths:
         return self.root / "comparison.json"
 
     @property
+    def utilisation(self) -> Path:
+        """How the devices were used, and what held them up."""
+        return self.root / "utilisation.json"
+
+    @property
     def report(self) -> Path:
         """The page."""
         return self.root / "report.html"
+
+    @property
+    def verdict(self) -> Path:
+        """Of an acceptance test: what it came to, signed; launches in the same runs directory go by it."""
+        return self.root / "verdict.json"
+
+    @property
+    def junit(self) -> Path:
+        """Of an acceptance test: the same for a CI."""
+        return self.root / "junit.xml"
 
     @property
     def remote(self) -> Path:

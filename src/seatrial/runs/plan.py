@@ -47,6 +47,8 @@ class LaunchPlan:
     """How long a scheduler may let the attempt run; None leaves it to the scheduler."""
     grace_s: int = 120
     """From the request to stop to the kill."""
+    conducts: Literal["ranks", "checks"] = "ranks"
+    """What the agents do: run stages, or an acceptance test."""
     launcher: Launcher = "warm"
     """What starts the ranks: forks of one warm process a node, or torchrun."""
     max_restarts: int = 0
@@ -57,6 +59,12 @@ class LaunchPlan:
     """When the platform will end the attempt (seconds since the epoch); None is never, or not known."""
     stop_before_s: float = 120
     """How long before the deadline the ranks save and stop."""
+    sample_every_s: float = 1.0
+    """Seconds between samples of the devices; 0 takes none."""
+    stop_idle_s: float | None = None
+    """Stop the ranks once no device has done anything for so long; None never does."""
+    stop_below: dict[str, Any] | None = None
+    """The utilisation gate, where failing it stops the ranks: ``{min_pct, patience_s}``."""
     platform: dict[str, Any] = field(default_factory=dict)
     """The recipe's section for the platform that it is submitted to, as plain data."""
     after: str = ""

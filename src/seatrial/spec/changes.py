@@ -15,7 +15,7 @@ Changes = dict[str, tuple[Any, Any]]
 HARMLESS = frozenset(
     {"train.log_every", "train.eval_every", "train.checkpoint_every", "train.checkpoint_minutes",
      "train.keep_checkpoints", "train.keep_best", "train.keep_every", "resources.nproc", "resources.nodes",
-     "resources.on", "resources.time", "tags"}
+     "resources.on", "resources.time", "artifacts", "track", "tags"}
 )  # fmt: skip
 """They say how the training is watched and kept, or where it runs, not what comes out."""
 GROWING = frozenset({"train.epochs", "train.max_steps"})

@@ -27,9 +27,16 @@ KINDS = {
     "drift": "1e-3 is added to a weight before the step, on this rank only when rank is given",
     "disk_full": "the disk is full while the checkpoint of the step is written",
     "slow_disk": "every checkpoint from the step on takes longer by seconds=2",
+    "slow_data": "from the step on, each batch comes later by ms=200",
+    "slow_rank": "from the step on, each forward pass takes longer by ms=200",
+    "slow_comm": "from the step on, each reduction of the gradients takes longer by ms=200 (two ranks or more)",
 }
 """What each kind does to a rank."""
-_ONLY_FOR = {"code": "exit", "seconds": "slow_disk"}
+_ONLY_FOR = {
+    "code": ("exit",),
+    "seconds": ("slow_disk",),
+    "ms": ("slow_data", "slow_rank", "slow_comm"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,8 @@ class Fault:
     """Exit code of ``exit``."""
     seconds: int = 2
     """What ``slow_disk`` adds."""
+    ms: int = 200
+    """What ``slow_data``, ``slow_rank`` and ``slow_comm`` add."""
 
 
 def parse(text: str) -> list[Fault]:
@@ -59,9 +68,9 @@ def parse(text: str) -> list[Fault]:
             }
             if kind not in KINDS:
                 raise ValueError(f"unknown kind {kind!r}")
-            for key, owner in _ONLY_FOR.items():
-                if key in numbers and kind != owner:
-                    raise ValueError(f"{key} belongs to {owner}")
+            for key, owners in _ONLY_FOR.items():
+                if key in numbers and kind not in owners:
+                    raise ValueError(f"{key} belongs to {' and '.join(owners)}")
             faults.append(Fault(kind, **numbers))
         except (TypeError, ValueError) as error:
             raise SpecError(

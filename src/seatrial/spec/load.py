@@ -7,14 +7,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from seatrial.errors import SpecError
 from seatrial.spec.document import parse_yaml, read_yaml
 from seatrial.spec.explain import validate
+from seatrial.spec.kinds import BY_TASK, AnySpec
 from seatrial.spec.run import RunSpec, ScriptSpec
 from seatrial.spec.site import Layer
 
+_Spec = TypeVar("_Spec", bound=BaseModel)
 Flags = Mapping[str, tuple[str, Any]]
 """By dotted key: the flag's name and its value."""
 
@@ -75,24 +79,34 @@ def load(
 def load_script(
     values: Mapping[str, Any], *, flags: Flags | None = None, under: Sequence[Layer] = ()
 ) -> LoadedScript:
-    """Lays what the site says over a script's own values, and flags over that.
+    """The spec of a script, as `load_command` makes it."""
+    return LoadedScript(*load_command(ScriptSpec, values, flags=flags, under=under))
+
+
+def load_command(
+    kind: type[_Spec], values: Mapping[str, Any], *, flags: Flags | None = None, under: Sequence[Layer] = ()
+) -> tuple[_Spec, dict[str, str]]:
+    """Lays what the site says over a command's own values, and flags over that.
 
     Args:
-        values: of a `ScriptSpec`; `values` stays as it is.
+        kind: of spec.
+        values: of such a spec; `values` stays as it is.
         flags: see `Flags`.
-        under: what lies under the flags, lowest first; what is for trained models only is left out.
+        under: what lies under the flags, lowest first; what other kinds of spec have is left out.
+
+    Returns:
+        The spec, and where each of its values came from.
 
     Raises:
         SpecError: a wrong type, a value out of range.
     """
     layered = _Layered(values)
     for layer in under:
-        mine = {key: value for key, value in layer.values.items() if key in ScriptSpec.model_fields}
+        mine = {key: value for key, value in layer.values.items() if key in kind.model_fields}
         layered.lay(mine, layer.origin)
     for key, (flag, value) in (flags or {}).items():
         layered.put(key, value, flag)
-    spec = validate(ScriptSpec, layered.values, "the command line", remark=layered.remark(under))
-    return LoadedScript(spec, layered.origins)
+    return validate(kind, layered.values, "the command line", remark=layered.remark(under)), layered.origins
 
 
 def load_values(values: Mapping[str, Any], overrides: Iterable[str]) -> RunSpec:
@@ -108,14 +122,13 @@ def load_values(values: Mapping[str, Any], overrides: Iterable[str]) -> RunSpec:
     return validate(RunSpec, layered.values, "the command line")
 
 
-def read_spec(path: Path) -> RunSpec | ScriptSpec:
+def read_spec(path: Path) -> AnySpec:
     """The ``spec.json`` of a run."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
         raise SpecError("the run has no readable spec", evidence=f"{path}: {error}") from error
-    kind: type[RunSpec] | type[ScriptSpec] = ScriptSpec if data.get("task") == "script" else RunSpec
-    return validate(kind, data, str(path))
+    return validate(BY_TASK.get(data.get("task"), RunSpec), data, str(path))
 
 
 class _Layered:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from seatrial.spec.duration import seconds
+from seatrial.spec.gates import GatesSpec, ScriptGates
 from seatrial.spec.section import Section
 from seatrial.spec.slurm import SlurmSpec
 
@@ -219,6 +220,10 @@ class ResourcesSpec(Section):
     """What starts the ranks: forks of one process a node that has imported everything once, or torchrun."""
     time: str | None = None
     """How long a scheduler may let an attempt run: 4h, 90m, 2-00:00:00 [default: the scheduler's]."""
+    sample_every_s: Annotated[float, Field(ge=0)] = 1.0
+    """Seconds between samples of the GPUs (without any, of the processors); 0 takes none."""
+    price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
+    """What a GPU costs an hour, in whatever currency: the page says what was paid for nothing."""
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory of one rank's device, for estimates [default: what the device, or the machine's share, has]."""
 
@@ -244,31 +249,20 @@ class ResourcesSpec(Section):
         return None if self.time is None else seconds(self.time)
 
 
-class CompareGate(Section):
-    """What the comparison must show."""
-
-    metric: str | None = None
-    """accuracy, macro_f1, log_loss or calibration_error; nll or perplexity for causal-lm."""
-    require: Literal["better", "not worse"] | None = None
-    """The verdict without which the run fails (exit code 1)."""
-    min_improvement: Annotated[float, Field(ge=0)] = 0.0
-    """Smallest improvement, in the metric's own unit (0.02 is two points of accuracy)."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Of the intervals and of the verdict."""
-
-
-class GatesSpec(Section):
-    """What must be shown before the run counts as passed."""
-
-    compare: CompareGate = CompareGate()
-
-
 def _clean_name(name: str) -> str:
     if not name or len(name) > 60 or not all(c.isalnum() or c in "-_." for c in name) or name[0] in "-.":
         raise ValueError(
             "a name has 1 to 60 letters, digits, '-', '_' or '.', and starts with neither - nor ."
         )
     return name
+
+
+def _place(value: str | None) -> str | None:
+    if value is not None and "://" not in value and not value.startswith("/"):
+        raise ValueError(
+            f"{value!r} is neither a URL nor an absolute path: s3://bucket/prefix, /mnt/artifacts"
+        )
+    return value
 
 
 class RunSpec(Section):
@@ -289,13 +283,18 @@ class RunSpec(Section):
     resources: ResourcesSpec = ResourcesSpec()
     slurm: SlurmSpec = SlurmSpec()
     gates: GatesSpec = GatesSpec()
+    track: tuple[Literal["wandb", "mlflow", "tensorboard"], ...] = ()
+    """Trackers that are told of the run: wandb, mlflow, tensorboard; each as its own environment variables say."""
+    artifacts: str | None = None
+    """Where the run is mirrored while it goes on: s3://bucket/prefix, a mounted directory, or another fsspec URL."""
     tags: tuple[str, ...] = ()
     """Words to find the run by."""
 
     model_config = ConfigDict(populate_by_name=True, strict=True)
     _name_is_clean = field_validator("name")(_clean_name)
+    _mirror_is_a_place = field_validator("artifacts")(_place)
 
-    @field_validator("tags", mode="before")
+    @field_validator("tags", "track", mode="before")
     @classmethod
     def _tags_from_list(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
@@ -347,10 +346,13 @@ class ScriptSpec(Section):
     """Directory that the script is started in."""
     resources: ResourcesSpec = ResourcesSpec()
     slurm: SlurmSpec = SlurmSpec()
+    gates: ScriptGates = ScriptGates()
+    artifacts: str | None = None
     tags: tuple[str, ...] = ()
 
     model_config = ConfigDict(populate_by_name=True, strict=True)
     _name_is_clean = field_validator("name")(_clean_name)
+    _mirror_is_a_place = field_validator("artifacts")(_place)
 
     @field_validator("tags", "command", mode="before")
     @classmethod

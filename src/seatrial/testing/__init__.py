@@ -1,7 +1,8 @@
 """Fakes for tests of what is built on Seatrial, and for Seatrial's own."""
 
+from seatrial.testing.gpus import FakeGpus, Gpu
 from seatrial.testing.runner import FakeRunner
 from seatrial.testing.slurm.cluster import FakeSlurm
 from seatrial.testing.slurm.model import Partition, Qos
 
-__all__ = ["FakeRunner", "FakeSlurm", "Partition", "Qos"]
+__all__ = ["FakeGpus", "FakeRunner", "FakeSlurm", "Gpu", "Partition", "Qos"]

@@ -22,7 +22,7 @@ from seatrial.errors import PlatformError, SpecError
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan
 from seatrial.runs.state import RunState
-from seatrial.spec.run import RunSpec, ScriptSpec
+from seatrial.spec.kinds import AnySpec
 from seatrial.spec.slurm import SlurmSpec
 
 ALLOCATION = "SLURM_JOB_ID"
@@ -52,9 +52,13 @@ class SlurmBackend:
         self._followed: set[str] = set()
         self._ended: dict[JobHandle, JobState] = {}
 
-    def probe(self, spec: RunSpec | ScriptSpec) -> Machine:
+    def probe(self, spec: AnySpec) -> Machine:
         """What each node of the partition has; refuses what it never will."""
         return probe(self._client, spec)
+
+    def cluster(self) -> str:
+        """ClusterName of the controller; asked once."""
+        return self._client.home()
 
     def render(self, plan: LaunchPlan) -> JobRequest:
         """The batch script."""

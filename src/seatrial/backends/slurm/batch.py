@@ -21,24 +21,31 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from seatrial import command
-from seatrial.backends.slurm.client import Client
+from seatrial.backends.slurm.client import Client, UnansweredError
 from seatrial.backends.slurm.script import render
 from seatrial.backends.slurm.step import (
+    EarlyEnds,
+    LeftOver,
     answers,
+    check_time,
+    end_failure,
+    end_record,
     free_ports,
     job_id_of,
     node_gone,
     open_file,
+    patiently,
+    say,
     srun_argv,
     why_cancelled,
 )
 from seatrial.errors import ExitCode, PlatformError, SeatrialError
 from seatrial.runs.afterwards import run_afterwards
+from seatrial.runs.clock import now
 from seatrial.runs.files import read_json, write_json
-from seatrial.runs.manifest import now
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan, plan_path, read_plan, write_plan
 from seatrial.spec.slurm import SlurmSpec
@@ -47,11 +54,9 @@ _POLL_S = 0.5
 _DRAIN_EVERY_S = 60.0
 _LINGER_S = 120.0
 """After ``scontrol requeue``: Slurm ends this process. One that ends by itself first may count as failed."""
-_PATIENCE_S = 60.0
-"""With a controller that does not answer."""
+_SAVED_S = 15.0
+"""Beyond the ranks' grace: the leading agent ends them by force, and writes its record."""
 _LAST_LINES = 20
-
-_Answer = TypeVar("_Answer")
 
 
 def main() -> int:
@@ -76,11 +81,6 @@ def main() -> int:
     except SeatrialError as error:
         say(f"error: {error}")
         return int(error.exit_code)
-
-
-def say(text: str) -> None:
-    """One line of the job's log."""
-    print(f"{now()} job: {text}", flush=True)  # noqa: T201 - the job's log
 
 
 class Supervisor:
@@ -133,7 +133,9 @@ class Supervisor:
                 code = self._run_agents(plan)
         except SeatrialError as error:
             failure = error.to_dict() | {"rank": None, "last_lines": [], "told": True}
-        record = read_json(self._attempt.exit) or self._own_record(plan, started, code, failure)
+        record = read_json(self._attempt.exit)
+        if record is None or failure is not None:
+            record = self._own_record(plan, started, code, failure)
         return self._conclude(plan, record)
 
     # --- before the agents ---------------------------------------------------------------------------------------
@@ -148,7 +150,9 @@ class Supervisor:
                 write_plan(plan.for_attempt(index))  # of a start that never came to be: there is no gap
             if not earlier.exit.exists():
                 what = "Slurm queued the job again before the attempt could say anything: a node failed, or time was short"
-                write_json(earlier.exit, _record(index, "lost", ExitCode.PLATFORM, now(), _failure(what)))
+                write_json(
+                    earlier.exit, end_record(index, "lost", ExitCode.PLATFORM, now(), end_failure(what))
+                )
         if self.restarts:
             plan = plan.for_attempt(self._first + self.restarts)
             self._attempt.logs.mkdir(parents=True, exist_ok=True)
@@ -173,9 +177,11 @@ class Supervisor:
     def _run_agents(self, plan: LaunchPlan) -> int:
         """One srun, to its end; its exit code."""
         slurm = SlurmSpec.model_validate(plan.platform)
-        job = self._patiently(lambda: self._client.job(self.job_id))
+        job = patiently(lambda: self._client.job(self.job_id))
         environment = dict(self._env)
         if job is not None and job.end is not None:
+            if not self._allocated:
+                check_time(plan, self.job_id, job.end - time.time())
             environment["SEATRIAL_DEADLINE"] = str(job.end)
         hosts = self._hosts(plan)
         if plan.nodes > 1:
@@ -185,15 +191,41 @@ class Supervisor:
         process = command.start(argv, log=self._attempt.logs / "agent.log", env=environment, cwd=plan.cwd)
         drain_at = time.monotonic() + _DRAIN_EVERY_S
         asked = len(self._signals)
+        early = EarlyEnds(self._attempt.logs / "agent.log", hosts, environment)
+        left = LeftOver(process, lambda: self._signal_own_step(plan, "KILL"), say)
         while (code := process.wait(_POLL_S)) is None:
+            early.tell()
+            left.look(early.lead_ended or self._attempt.exit.exists())
             if self._allocated and len(self._signals) > asked:
                 asked = len(self._signals)
-                self._ask_own_step(plan)
+                # Nobody else signals one step of a person's allocation.
+                self._signal_own_step(plan, signal.Signals(self._signals[-1]).name.removeprefix("SIG"))
             if slurm.on_drain == "requeue" and not self._left_for_drain and time.monotonic() > drain_at:
                 drain_at = time.monotonic() + _DRAIN_EVERY_S
                 self._leave_drained_nodes()
         say(f"srun ended with {code}")
+        if code < 0 and not early.lead_ended and not self._attempt.exit.exists():
+            self._end_without_srun(plan, code)
         return code
+
+    def _end_without_srun(self, plan: LaunchPlan, code: int) -> None:
+        """srun was killed, and its step goes on without it: its agents save what they have, and this attempt has failed.
+
+        They must have ended before this job does: Slurm asks whoever is left then to leave, and that is what a preemption
+        looks like to them.
+
+        Raises:
+            PlatformError: always, so that no record of theirs counts.
+        """
+        say("its agents are asked to save and stop")
+        self._signal_own_step(plan, "TERM")
+        self._wait(plan.grace_s + _SAVED_S, self._attempt.exit.exists)
+        saved = "saved and stopped" if self._attempt.exit.exists() else "did not answer"
+        raise PlatformError(
+            f"srun ended with {code}: something has killed it",
+            evidence=f"the agents were asked to leave, and {saved}; {self._attempt.logs / 'agent.log'}",
+            remedy="seatrial runs resume RUN    (goes on from the newest checkpoint)",
+        )
 
     def _hosts(self, plan: LaunchPlan) -> list[str]:
         """The nodes that the plan's agents run on.
@@ -208,15 +240,14 @@ class Supervisor:
             )
         return hosts[: plan.nodes]
 
-    def _ask_own_step(self, plan: LaunchPlan) -> None:
-        """Passes a request to stop on to the agents: nobody else signals one step of a person's allocation."""
-        for step_id, name in self._client.steps(self.job_id):
-            if name == plan.run_id:
-                self._client.cancel(step_id, signal.Signals(self._signals[-1]).name.removeprefix("SIG"))
+    def _signal_own_step(self, plan: LaunchPlan, name: str) -> None:
+        for step_id, step_name in self._client.steps(self.job_id):
+            if step_name == plan.run_id:
+                self._client.cancel(step_id, name)
 
     def _meeting(self, hosts: list[str]) -> dict[str, str]:
         """Where the agents meet: the first node, at a port that no other job there asks for first."""
-        address = self._patiently(lambda: self._client.address(hosts[0]))
+        address = patiently(lambda: self._client.address(hosts[0]))
         return {
             "SEATRIAL_LEAD": f"{address}:{free_ports(int(self.raw_id))}",
             "SEATRIAL_LINK_TOKEN": secrets.token_hex(16),
@@ -242,12 +273,12 @@ class Supervisor:
     ) -> dict[str, Any]:
         """For agents that left none: they were never started, or killed."""
         if failure is None and (self._signals or self._why_cancelled() is not None):
-            return _record(plan.attempt, "preempted", ExitCode.PREEMPTED, started, None)
+            return end_record(plan.attempt, "preempted", ExitCode.PREEMPTED, started, None)
         if failure is None:
             log = self._attempt.logs / "agent.log"
             lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log.exists() else []
-            failure = _failure(f"srun ended with {code}, and the agents left no record", str(log), lines)
-        return _record(plan.attempt, "failed", ExitCode(failure["exit_code"]), started, failure)
+            failure = end_failure(f"srun ended with {code}, and the agents left no record", str(log), lines)
+        return end_record(plan.attempt, "failed", ExitCode(failure["exit_code"]), started, failure)
 
     def _conclude(self, plan: LaunchPlan, record: dict[str, Any]) -> ExitCode:
         """Queues the run again where it was preempted, and writes its last word."""
@@ -299,13 +330,13 @@ class Supervisor:
     def _go_on(self, plan: LaunchPlan, record: dict[str, Any]) -> None:
         """The same job again, or, where that is forbidden, another one after it."""
         try:
-            self._patiently(lambda: self._client.requeue(self.job_id))
+            patiently(lambda: self._client.requeue(self.job_id))
         except PlatformError as error:
             say(f"{error}; submitting another job after this one")
             self._submit_successor(plan, record)
             return
         say("queued again")
-        self._linger()
+        self._wait(_LINGER_S)
 
     def _submit_successor(self, plan: LaunchPlan, record: dict[str, Any]) -> None:
         following = plan.for_attempt(plan.attempt + 1)
@@ -313,7 +344,7 @@ class Supervisor:
             following, SlurmSpec.model_validate(plan.platform), pythonpath=self._env.get("PYTHONPATH")
         )
         try:
-            job_id, _ = self._client.submit(script, [f"--dependency=afterany:{self.job_id}"])
+            job_id = self._successor(script, plan)
         except SeatrialError as error:
             say(f"the run does not go on by itself: {error}")
             del record["continues"]
@@ -325,21 +356,20 @@ class Supervisor:
         self._paths.attempt(following.attempt).logs.mkdir(parents=True, exist_ok=True)
         write_plan(following)
 
-    def _patiently(self, ask: Callable[[], _Answer]) -> _Answer:
-        """An answer of the controller, which may just be starting again; `PlatformError` when none comes for too long."""
-        until = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                return ask()
-            except PlatformError as error:
-                if "does not answer" not in error.what or time.monotonic() > until:
-                    raise
-                say(f"{error.what}; asking again")
-                time.sleep(_POLL_S)
+    def _successor(self, script: str, plan: LaunchPlan) -> str:
+        """Its id. Of a submission without an answer, the queue tells: a job of the run's name that waits for this one."""
+        try:
+            return patiently(lambda: self._client.submit(script, [f"--dependency=afterany:{self.job_id}"]))[0]
+        except UnansweredError:
+            jobs = patiently(self._client.my_jobs)
+            found = [job.job_id for job in jobs if job.name == plan.run_id and job.state == "PENDING"]
+            if not found:
+                raise
+            return found[0]
 
-    def _linger(self) -> None:
-        until = time.monotonic() + _LINGER_S
-        while time.monotonic() < until:
+    def _wait(self, most_s: float, done: Callable[[], bool] = lambda: False) -> None:
+        until = time.monotonic() + most_s
+        while not done() and time.monotonic() < until:
             time.sleep(_POLL_S)
 
     def _why_cancelled(self) -> str | None:
@@ -353,22 +383,6 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
-
-
-def _record(
-    attempt: int, outcome: str, code: ExitCode, started: str, failure: dict[str, Any] | None
-) -> dict[str, Any]:
-    return {
-        "schema": 1, "attempt": attempt, "outcome": outcome, "exit_code": int(code), "started": started, "ended": now(),
-        "host": socket.gethostname(), "stages": [], "failure": failure,
-    }  # fmt: skip
-
-
-def _failure(what: str, evidence: str = "", last_lines: list[str] | None = None) -> dict[str, Any]:
-    return {
-        "exit_code": int(ExitCode.PLATFORM), "what": what, "evidence": evidence, "remedy": "", "rank": None,
-        "last_lines": last_lines or [], "told": False,
-    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from seatrial.backends.slurm.cluster import Node
 from seatrial.backends.slurm.fits import Request, never_fits
 from seatrial.backends.slurm.room import Snapshot
 from seatrial.errors import PlatformError, SpecError
-from seatrial.spec.run import RunSpec, ScriptSpec
+from seatrial.spec.kinds import AnySpec
 
 OLDEST = (22, 5)
 """The oldest release that this was tried on."""
 
 
-def probe(client: Client, spec: RunSpec | ScriptSpec) -> Machine:
+def probe(client: Client, spec: AnySpec) -> Machine:
     """The share of each node that the spec asks for, on the nodes that can give it.
 
     Args:
@@ -61,7 +61,7 @@ def probe(client: Client, spec: RunSpec | ScriptSpec) -> Machine:
     )
 
 
-def request_of(spec: RunSpec | ScriptSpec, gpus: int) -> Request:
+def request_of(spec: AnySpec, gpus: int) -> Request:
     """What will be submitted for a spec, as far as it can be judged beforehand."""
     slurm = spec.slurm
     cpus = slurm.cpus_per_task or (1 if gpus or spec.resources.nproc == "auto" else spec.resources.nproc)
@@ -113,7 +113,7 @@ def _check_version(version: str) -> None:
         )
 
 
-def _cpus(spec: RunSpec | ScriptSpec, nodes: list[Node], gpus: int) -> int:
+def _cpus(spec: AnySpec, nodes: list[Node], gpus: int) -> int:
     """CPUs of a node's share: as many as its share of the GPUs, or one a CPU rank."""
     if not gpus:
         return 1 if spec.resources.nproc == "auto" else spec.resources.nproc

@@ -1,15 +1,20 @@
-"""What the supervisor of a job starts and reads: one srun, its ports, and slurmstepd's last line. Pure, but for the ports."""
+"""What the supervisor of a job starts, reads and ends: one srun, its ports, its step, and slurmstepd's last line."""
 
 from __future__ import annotations
 
+import json
 import re
+import signal
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from seatrial import command
 from seatrial.backends.slurm.script import srun_arguments
-from seatrial.errors import PlatformError
+from seatrial.errors import ExitCode, PlatformError
+from seatrial.runs.clock import now
 from seatrial.runs.plan import LaunchPlan
 from seatrial.spec.slurm import SlurmSpec
 
@@ -19,7 +24,34 @@ _PORTS_A_JOB = 20
 """Below the range that the kernel hands out (32768 to 60999 on Linux)."""
 _GONE = re.compile(r"the agent of node \d+ \((\S+)\) is gone")
 _ANSWER_S = 5.0
+_ENDED = re.compile(r"^srun: error: \S+: tasks? ([\d,-]+): (.+)$", re.MULTILINE)
+_SAID = 3
+_TRIES = 300
+_POLL_S = 0.5
+_PATIENCE_S = 60.0
+"""With a controller that does not answer."""
+_GRACE_S = 20.0
+"""Agents are told to end before the leading one does; it takes them a second."""
+_Answer = TypeVar("_Answer")
 _CANCELLED = re.compile(r"\*\*\* JOB (\d+) .*CANCELLED AT \S+(?: DUE TO ([A-Z ]+))? \*\*\*")
+
+
+def say(text: str) -> None:
+    """One line of the job's log."""
+    print(f"{now()} job: {text}", flush=True)  # noqa: T201 - the job's log
+
+
+def patiently(ask: Callable[[], _Answer]) -> _Answer:
+    """An answer of the controller, which may just be starting again; `PlatformError` when none comes for too long."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except PlatformError as error:
+            if "does not answer" not in error.what or time.monotonic() > until:
+                raise
+            say(f"{error.what}; asking again")
+            time.sleep(_POLL_S)
 
 
 def srun_argv(plan: LaunchPlan, slurm: SlurmSpec, hosts: list[str]) -> list[str]:
@@ -41,6 +73,28 @@ def srun_argv(plan: LaunchPlan, slurm: SlurmSpec, hosts: list[str]) -> list[str]
         plan.python, "-m", "seatrial.job.agent", str(plan.run_dir), "--attempt", str(plan.attempt),
         "--node-rank-from", "SLURM_PROCID",
     ]  # fmt: skip
+
+
+def check_time(plan: LaunchPlan, job_id: str, left_s: float) -> None:
+    """Refuses a start whose ranks would be asked to stop at once, as those of each further start would be.
+
+    What is submitted is checked before; this is for a limit that is the partition's, or was lowered since.
+
+    Args:
+        plan: the attempt's.
+        job_id: the job's.
+        left_s: seconds from now to the job's end.
+
+    Raises:
+        PlatformError: there is no more time than ``train.stop_before_s``.
+    """
+    if plan.conducts == "ranks" and left_s <= plan.stop_before_s:
+        raise PlatformError(
+            "the job's time limit leaves no time to run",
+            evidence=f"job {job_id} ends in {left_s:.0f} s, and the ranks are asked to save {plan.stop_before_s:g} s before "
+            "that (train.stop_before_s)",
+            remedy="seatrial runs resume RUN    (asks for resources.time anew)",
+        )
 
 
 def job_id_of(environment: Mapping[str, str]) -> str:
@@ -115,3 +169,135 @@ def answers(address: str, port: int) -> bool:
         return True
     except OSError:
         return False
+
+
+class EarlyEnds:
+    """Tells the leading agent of agents that ended before they could say anything: it would wait for them for minutes.
+
+    Args:
+        log: what srun and the agents print.
+        hosts: the nodes by node rank.
+        environment: of the agents; without a meeting there is nobody to tell.
+    """
+
+    def __init__(self, log: Path, hosts: list[str], environment: Mapping[str, str]) -> None:
+        self._log = log
+        self._hosts = hosts
+        self._lead = environment.get("SEATRIAL_LEAD", "")
+        self._token = environment.get("SEATRIAL_LINK_TOKEN", "")
+        self._ended: dict[int, dict[str, Any]] = {}
+        self._tries: dict[int, int] = {}
+        self._size = 0
+        self.lead_ended = False
+        """Whether srun has said that the leading agent has failed."""
+
+    def tell(self) -> None:
+        """Looks at what was printed since, and passes it on; once all are at work, nobody listens any more."""
+        if (size := self._log.stat().st_size) != self._size:
+            self._size = size
+            self._read(self._log.read_text(errors="replace"))
+        for node_rank, hello in self._ended.items():
+            # It may not listen yet.
+            if self._tries.setdefault(node_rank, _TRIES) > 0:
+                self._tries[node_rank] = 0 if self._say(hello) else self._tries[node_rank] - 1
+
+    def _read(self, text: str) -> None:
+        for task, how in early_ends(text):
+            self.lead_ended = self.lead_ended or task == 0
+            if not self._lead or not 0 < task < len(self._hosts) or task in self._ended:
+                continue
+            said = [line for line in text.splitlines() if line.startswith(f"{task}: ")][-_SAID:]
+            error = {
+                "what": f"its agent ended before it had checked in: {how}", "evidence": "\n".join(said),
+                "remedy": "is Seatrial's environment there, under the same path as on the first node?",
+            }  # fmt: skip
+            self._ended[task] = {
+                "node_rank": task, "host": self._hosts[task], "token": self._token, "error": error,
+            }  # fmt: skip
+
+    def _say(self, hello: Mapping[str, Any]) -> bool:
+        address, _, port = self._lead.rpartition(":")
+        try:
+            with socket.create_connection((address, int(port)), _ANSWER_S) as wire:
+                wire.sendall(json.dumps(hello).encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+
+class LeftOver:
+    """Ends what is left of a step whose leading agent has ended: an agent that is frozen never ends by itself.
+
+    srun would wait for it for ever, and with it the job, its nodes, and the next attempt.
+
+    Args:
+        srun: the step's.
+        kill: ends the step, with KILL.
+        say: a line of the job's log.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        srun: command.Process,
+        kill: Callable[[], None],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._srun = srun
+        self._kill = kill
+        self._say = say
+        self._clock = clock
+        self._next = float("inf")
+        self._kills = 0
+
+    def look(self, lead_ended: bool) -> None:
+        """Ends it once the time for that has come; srun itself where the step's end doesn't reach it.
+
+        Args:
+            lead_ended: whether the leading agent has ended, or written its record, the last thing that it does.
+        """
+        if not lead_ended:
+            return
+        if self._next == float("inf"):
+            self._next = self._clock() + _GRACE_S
+        if self._clock() < self._next:
+            return
+        self._next = self._clock() + _GRACE_S
+        self._kills += 1
+        self._say(f"the leading agent has ended, and srun goes on {_GRACE_S:g} s later: killing the step")
+        try:
+            self._kill()
+        except PlatformError as error:
+            self._say(f"that failed: {error.what}")
+        if self._kills > 1:
+            self._say("killing srun")
+            self._srun.send_signal(signal.SIGKILL)
+
+
+def early_ends(text: str) -> list[tuple[int, str]]:
+    """Each task whose end srun reports as an error, and how it ended: ``srun: error: node1: tasks 1-2: Exited with …``."""
+    found = []
+    for match in _ENDED.finditer(text):
+        for part in match[1].split(","):
+            first, _, last = part.partition("-")
+            found += [(task, match[2]) for task in range(int(first), int(last or first) + 1)]
+    return found
+
+
+def end_record(
+    attempt: int, outcome: str, code: ExitCode, started: str, failure: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What ``exit.json`` says of an attempt whose agents left nothing there."""
+    return {
+        "schema": 1, "attempt": attempt, "outcome": outcome, "exit_code": int(code), "started": started, "ended": now(),
+        "host": socket.gethostname(), "stages": [], "failure": failure,
+    }  # fmt: skip
+
+
+def end_failure(what: str, evidence: str = "", last_lines: list[str] | None = None) -> dict[str, Any]:
+    """A failure that is the platform's, as a record has it."""
+    return {
+        "exit_code": int(ExitCode.PLATFORM), "what": what, "evidence": evidence, "remedy": "", "rank": None,
+        "last_lines": last_lines or [], "told": False,
+    }  # fmt: skip

@@ -16,7 +16,7 @@ from seatrial.errors import PlatformError, SpecError
 from seatrial.runs.manifest import Manifest
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan
-from seatrial.spec.run import RunSpec, ScriptSpec
+from seatrial.spec.kinds import AnySpec
 
 SCHEME = "ssh://"
 
@@ -41,7 +41,7 @@ class SshBackend:
             known = self._mirrors[paths.run_id] = Mirror(paths)
         return known
 
-    def probe(self, spec: RunSpec | ScriptSpec) -> Machine:
+    def probe(self, spec: AnySpec) -> Machine:
         """What the login node's platform has for the spec."""
         answer, _ = open_login(login_of(spec)).ask("probe", values=values_of(spec))
         return Machine(**{**answer, "gpus": tuple(answer["gpus"])})
@@ -93,7 +93,7 @@ class SshBackend:
         )
 
 
-def login_of(spec: RunSpec | ScriptSpec) -> Login:
+def login_of(spec: AnySpec) -> Login:
     """The login node that a spec names.
 
     Raises:
@@ -112,7 +112,7 @@ def login_of(spec: RunSpec | ScriptSpec) -> Login:
     return Login(spec.resources.on.removeprefix(SCHEME), remote.python, remote.directory)
 
 
-def values_of(spec: RunSpec | ScriptSpec) -> dict[str, Any]:
+def values_of(spec: AnySpec) -> dict[str, Any]:
     """What a person has said: all that is set, to lie over what the cluster's own config.yaml sets."""
     values = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
     values["resources"] = {**values.get("resources", {}), "on": "slurm"}

@@ -1,0 +1,1 @@
+"""From a run to what others load: packaged, promoted on evidence, rolled back."""
