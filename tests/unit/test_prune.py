@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from seatrial.cli.main import cli
@@ -274,8 +274,14 @@ RULES = st.builds(
     larger_than=st.sampled_from([0, 100, 10**9]), older_than_s=st.sampled_from([0.0, 3600.0]),
 )  # fmt: skip
 
+OWN_FILE_AMONG_CHECKPOINTS: dict[str, Any] = {
+    "state": RunState.COMPLETED, "losses": [], "released": False, "foreign": ["checkpoints/mine/x"],
+    "leftovers": [], "linked": False, "model": False,
+}  # fmt: skip
+
 
 @settings(max_examples=60, deadline=None)
+@example(trees=[OWN_FILE_AMONG_CHECKPOINTS], rules=Rules(what="runs"), later_s=0.0)
 @given(
     trees=st.lists(RUNS, min_size=1, max_size=4), rules=RULES, later_s=st.sampled_from([-100.0, 0.0, 7200.0])
 )

@@ -15,11 +15,10 @@ from seatrial.job.world import World
 from seatrial.runs.paths import AttemptPaths
 
 _WORD_S = 5.0
-"""How long a rank that was signalled waits for the agents' word on it.
+"""How long a rank that was signalled goes on without the agents' word on it.
 
 Where Slurm tracks processes by their parents (proctrack/linuxproc), it signals agents and ranks at the same moment.
 """
-_LOOK_EVERY_S = 0.05
 
 
 class Wishes(NamedTuple):
@@ -38,7 +37,7 @@ class StopAgreement:
 
     def __init__(self, world: World, attempt: AttemptPaths) -> None:
         self._attempt = attempt
-        self._asked = False
+        self._signalled: tuple[int, float] | None = None
         self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
         self._group = dist.new_group(backend="gloo") if world.world_size > 1 else None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
@@ -47,7 +46,7 @@ class StopAgreement:
     def agreed(self, *, save: bool = False) -> Wishes:
         """Call once a step on every rank, with this rank's wish to save; all get the same answer at the same step."""
         previous = self._read()
-        flag = torch.tensor([self._asked, save], dtype=torch.int32)
+        flag = torch.tensor([self._is_asked(), save], dtype=torch.int32)
         work = None
         if self._group is not None:
             work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
@@ -67,11 +66,17 @@ class StopAgreement:
             work.wait()
         return Wishes(*(bool(wish) for wish in flag.tolist()))
 
+    def _is_asked(self) -> bool:
+        if self._signalled is None:
+            return False
+        if self._attempt.stop_request.exists():
+            return True
+        number, since = self._signalled
+        if time.monotonic() - since > _WORD_S:
+            # Nobody asked: torchrun ends the survivors of a rank that died. There is nothing left to agree with.
+            os._exit(128 + number)
+        return False
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        until = time.monotonic() + _WORD_S
-        while not self._attempt.stop_request.exists():
-            if time.monotonic() > until:
-                # Nobody asked: torchrun ends the survivors of a rank that died. There is nothing left to agree with.
-                os._exit(128 + number)
-            time.sleep(_LOOK_EVERY_S)
-        self._asked = True
+        # No waiting here: a rank whose peer has died is signalled while it says so, and should leave at once.
+        self._signalled = self._signalled or (number, time.monotonic())

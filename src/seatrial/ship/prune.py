@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from seatrial.errors import PlatformError, SeatrialError, SpecError
@@ -216,13 +216,9 @@ def _committed(paths: RunPaths) -> list[Kept]:
         step = _STEP.fullmatch(path.name)
         if step is None or path.parent != paths.checkpoints:
             continue
-        try:
-            marker = commit.read_marker(path)
-        except ValueError:
-            continue
         # A directory of that name with other files in it has something that is not ours.
-        if marker is not None and set(marker["files"]) | {commit.MARKER} == _names(path):
-            loss = marker.get("held_out_loss")
+        if (listed := _listed(path)) and listed == _names(path):
+            loss = (commit.read_marker(path) or {}).get("held_out_loss")
             found.append(Kept(int(step[1]), float(loss) if loss is not None else None))
     return found
 
@@ -244,16 +240,36 @@ def _has_links(path: Path) -> bool:
 _OURS = re.compile(
     r"(manifest|spec|inputs|request|guard|comparison|verdict|mirror|sweep)\.json|request\.(sh|yaml)|"
     r"(evidence|metrics|releases)\.jsonl|report\.html|junit\.xml|slurm-.*\.out|\.lock|\.mirror\.lock|"
-    r"(checkpoints|models|predictions|attempt-\d+|release)(/.*)?"
+    r"checkpoints|models|(predictions|attempt-\d+|release)(/.*)?"
 )
+_COMMITTED = re.compile(r"checkpoints/step_\d{6,}|models/(original|trained)")
 
 
 def _foreign(paths: RunPaths) -> bool:
     """Whether something lies in a run that Seatrial would not have put there, or a link."""
+    ours: set[str] = set()
+    for home in (paths.checkpoints, paths.root / "models"):
+        for path in home.glob("*/") if home.is_dir() else ():
+            name = path.relative_to(paths.root).as_posix()
+            if _LEFTOVER.fullmatch(path.name):
+                ours |= {name} | {f"{name}/{found.relative_to(path).as_posix()}" for found in path.rglob("*")}
+            elif _COMMITTED.fullmatch(name) and (listed := _listed(path)):
+                files = {f"{name}/{file}" for file in listed}
+                ours |= files | {str(parent) for file in files for parent in PurePosixPath(file).parents}
     return any(
-        path.is_symlink() or _OURS.fullmatch(path.relative_to(paths.root).as_posix()) is None
+        path.is_symlink() or not (name in ours or _OURS.fullmatch(name))
         for path in paths.root.rglob("*")
+        for name in [path.relative_to(paths.root).as_posix()]
     )
+
+
+def _listed(path: Path) -> set[str]:
+    """The files of a committed directory, by its marker; none where it is not one."""
+    try:
+        marker = commit.read_marker(path)
+    except ValueError:
+        return set()
+    return set() if marker is None else set(marker["files"]) | {commit.MARKER}
 
 
 def newest(path: Path) -> float:
