@@ -74,6 +74,26 @@ def test_who_was_not_asked_leaves_with_the_code_of_the_signal(
     assert left.value.args == (128 + signal.SIGTERM,)
 
 
+def test_training_does_not_end_before_a_signal_is_settled(
+    agreement: StopAgreement, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(ExitedError):
+        agreement.close()
+    assert clock[0] > 5.0
+
+
+def test_the_end_of_training_takes_no_time_without_a_signal_or_with_the_word(
+    agreement: StopAgreement, attempt: AttemptPaths, clock: list[float]
+) -> None:
+    agreement.close()
+    os.kill(os.getpid(), signal.SIGTERM)
+    write_json(attempt.stop_request, {"schema": 1})
+    agreement.close()
+    assert clock == [0.0]
+
+
 def test_the_signal_itself_takes_no_time(
     agreement: StopAgreement, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

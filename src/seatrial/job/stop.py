@@ -19,6 +19,7 @@ _WORD_S = 5.0
 
 Where Slurm tracks processes by their parents (proctrack/linuxproc), it signals agents and ranks at the same moment.
 """
+_LOOK_EVERY_S = 0.05
 
 
 class Wishes(NamedTuple):
@@ -54,9 +55,11 @@ class StopAgreement:
         return previous
 
     def close(self) -> None:
-        """Waits for the last reduction, which no step will read."""
+        """Waits for the last reduction, which no step will read, and for the word on a signal of the last steps."""
         self._read()
         self._pending = None
+        while self._signalled is not None and not self._is_asked():
+            time.sleep(_LOOK_EVERY_S)
 
     def _read(self) -> Wishes:
         if self._pending is None:
