@@ -228,6 +228,13 @@ class TestAct:
         assert freed == 0 and len(stayed) == 1
         assert (tmp_path / "outside").exists()
 
+    @pytest.mark.parametrize("marker", ["{}", "[]", "{", '{"files": 3}'])
+    def test_a_marker_that_lists_nothing_keeps_what_lies_there(self, tmp_path: Path, marker: str) -> None:
+        run = make_run(tmp_path, "r-1", checkpoints=(5, 10))
+        (run.checkpoints / "step_000005" / commit.MARKER).write_text(marker)
+        for rules in (Rules(), Rules(what="runs")):
+            assert plan(tmp_path, rules, time.time(), settle=as_it_says).candidates == ()
+
     def test_two_at_once(self, tmp_path: Path) -> None:
         make_run(tmp_path, "r-1")
         with lock.hold(tmp_path / ".prune.lock", "prune"), pytest.raises(SpecError, match="in use"):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from seatrial.errors import PlatformError, SeatrialError, SpecError
 from seatrial.launch import launcher
@@ -217,8 +217,9 @@ def _committed(paths: RunPaths) -> list[Kept]:
         if step is None or path.parent != paths.checkpoints:
             continue
         # A directory of that name with other files in it has something that is not ours.
-        if (listed := _listed(path)) and listed == _names(path):
-            loss = (commit.read_marker(path) or {}).get("held_out_loss")
+        marker = _marker(path)
+        if marker is not None and _listed(marker) == _names(path):
+            loss = marker.get("held_out_loss")
             found.append(Kept(int(step[1]), float(loss) if loss is not None else None))
     return found
 
@@ -253,8 +254,8 @@ def _foreign(paths: RunPaths) -> bool:
             name = path.relative_to(paths.root).as_posix()
             if _LEFTOVER.fullmatch(path.name):
                 ours |= {name} | {f"{name}/{found.relative_to(path).as_posix()}" for found in path.rglob("*")}
-            elif _COMMITTED.fullmatch(name) and (listed := _listed(path)):
-                files = {f"{name}/{file}" for file in listed}
+            elif _COMMITTED.fullmatch(name) and (marker := _marker(path)) is not None:
+                files = {f"{name}/{file}" for file in _listed(marker)}
                 ours |= files | {str(parent) for file in files for parent in PurePosixPath(file).parents}
     return any(
         path.is_symlink() or not (name in ours or _OURS.fullmatch(name))
@@ -263,13 +264,17 @@ def _foreign(paths: RunPaths) -> bool:
     )
 
 
-def _listed(path: Path) -> set[str]:
-    """The files of a committed directory, by its marker; none where it is not one."""
+def _marker(path: Path) -> dict[str, Any] | None:
+    """The marker of a committed directory; None where there is none that lists files."""
     try:
         marker = commit.read_marker(path)
     except ValueError:
-        return set()
-    return set() if marker is None else set(marker["files"]) | {commit.MARKER}
+        return None
+    return marker if marker is not None and isinstance(marker.get("files"), dict) else None
+
+
+def _listed(marker: dict[str, Any]) -> set[str]:
+    return set(marker["files"]) | {commit.MARKER}
 
 
 def newest(path: Path) -> float:
