@@ -45,7 +45,7 @@ class JobHandle:
         if not separator or not backend or not native:
             raise SpecError(
                 f"{text!r} is not a job's handle",
-                evidence="a handle looks like local://123:456 or slurm://1234",
+                evidence="a handle looks like local://123:456, slurm://1234 or k8s://ml/job/NAME/CONTEXT",
             )
         return cls(backend, native)
 
@@ -159,6 +159,18 @@ class Mirrors(Protocol):
 
         Raises:
             UnreachableError: the platform can't be reached now.
+        """
+
+
+@runtime_checkable
+class Delivers(Protocol):
+    """A platform whose nodes write where this machine can't look: it brings what they tell into the run's directory."""
+
+    def deliver(self, paths: RunPaths, handle: JobHandle) -> None:
+        """Brings what there is.
+
+        Raises:
+            PlatformError: the platform does not answer.
         """
 
 

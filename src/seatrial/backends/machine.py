@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from seatrial import command
 from seatrial.errors import PlatformError
@@ -26,6 +27,8 @@ class Machine:
     nodes: int = 1
     """How many there are."""
     platform: str = "local"
+    native: dict[str, Any] = field(default_factory=dict)
+    """What its platform has found out for rendering, as plain data."""
 
 
 def probe(runner: command.CommandRunner = command.run) -> Machine:

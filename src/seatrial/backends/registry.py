@@ -12,6 +12,7 @@ from seatrial.errors import SpecError
 
 ENTRY_POINTS = "seatrial.backends"
 _BUILT_IN = {
+    "k8s": "seatrial.backends.kubernetes.backend:KubernetesBackend",
     "local": "seatrial.backends.local:LocalBackend",
     "slurm": "seatrial.backends.slurm.backend:SlurmBackend",
     "ssh": "seatrial.backends.ssh.backend:SshBackend",

@@ -39,7 +39,7 @@ def start(
     run_id = launcher.new_run_id(spec.name)
     cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
     connection = outside.connection_of(spec, _say)
-    parcel = outside.pack(spec, cwd, runs_dir)
+    parcel = outside.pack(spec, cwd, runs_dir, outside.limits_of(spec))
     first = None if after is None else _on_the_same(find_run(after, runs_dir), spec)
     there = outside.send(parcel, connection, _say, dry_run=dry_run)
     given = outside.order(

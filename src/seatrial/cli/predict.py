@@ -77,7 +77,7 @@ def predict(
         local = Path(data).expanduser()
         where = str(local.absolute()) if local.exists() else data
         arguments += ["--data", where, f"--suffix={suffix}"]  # one word: the suffix starts with a dash
-    start_attempt(paths, spec, (predict_stage(paths, *arguments),), attempt, verdict=verdict)
+    start_attempt(paths, spec, lambda there: (predict_stage(there, *arguments),), attempt, verdict=verdict)
     failure = launcher.failure_of(launcher.settle(paths))
     if failure is not None:
         raise failure

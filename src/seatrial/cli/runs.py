@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,10 @@ from seatrial.cli.runs_list import list_runs, settled, stats
 from seatrial.cli.runs_mirror import pull, push
 from seatrial.cli.train import VERDICT
 from seatrial.errors import SpecError
+
+if TYPE_CHECKING:
+    from seatrial.runs.paths import RunPaths
+    from seatrial.runs.plan import Stage
 
 _RUNS_DIR = click.option(
     "--runs-dir", type=click.Path(path_type=Path), help="Where runs live [$SEATRIAL_RUNS_DIR, ./runs]."
@@ -207,7 +211,7 @@ def resume(
     from seatrial.spec.run import RunSpec, ScriptSpec
 
     paths = _find(run, runs_dir)
-    if paths.remote.exists():
+    if paths.remote.exists() and launcher.is_elsewhere(paths):
         from seatrial.cli import outside
 
         return outside.resume(
@@ -240,13 +244,16 @@ def resume(
     if isinstance(spec, RunSpec):
         spec, changes = changes_of.changed(spec, words)
         changes_of.check(changes, allowed=allow_change, run_id=manifest.run_id)
-        if any(key.startswith("data.") for key in changes):
+        if any(key.startswith("data.") for key in changes) and not paths.remote.exists():
             write_json(paths.inputs, inspect(spec, prepare=True)["inputs"])
     if changes:
         click.echo(changes_of.render(changes), err=True)
     attempt = len(manifest.attempts)
     train_only = bool(manifest.attempts) and manifest.attempts[0].stages == ["train"]
-    stages = stages_of(spec, paths, train_only=train_only)
+
+    def stages(there: RunPaths) -> tuple[Stage, ...]:
+        return stages_of(spec, there, train_only=train_only)
+
     start_attempt(paths, spec, stages, attempt, changes, detach, verdict)
     return 0 if detach else conclude(paths, spec)
 

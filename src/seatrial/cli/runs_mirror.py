@@ -58,6 +58,7 @@ def push(run: str, url: str | None, warn_only: bool, runs_dir: Path | None) -> i
 def pull(run: str, url: str | None, models: bool, runs_dir: Path | None) -> int:
     """Bring RUN here: from the cluster that it was sent to, or from its mirror, each file verified."""
     from seatrial.cli import outside
+    from seatrial.launch import launcher
     from seatrial.runs.manifest import find_run
     from seatrial.runs.mirror import url_of
     from seatrial.runs.paths import runs_dir as default_runs_dir
@@ -67,6 +68,8 @@ def pull(run: str, url: str | None, models: bool, runs_dir: Path | None) -> int:
     root = default_runs_dir(runs_dir)
     if url is None:
         paths = find_run(run, root)
+        if paths.remote.exists() and not launcher.is_elsewhere(paths):
+            return _tell(paths, models=models)
         if paths.remote.exists():
             outside.pull(paths, models=models)
             return 0
@@ -81,4 +84,24 @@ def pull(run: str, url: str | None, models: bool, runs_dir: Path | None) -> int:
     click.echo(f"{run}: {came.files} files came, {came.bytes / 1e6:.1f} MB, each as it was sent")
     for name in came.kept:
         click.echo(f"kept {name}: it is another here", err=True)
+    return 0
+
+
+def _tell(paths: RunPaths, *, models: bool) -> int:
+    """What a run's pods have written, read from their volume once more."""
+    from seatrial.backends import registry
+    from seatrial.backends.base import JobHandle
+    from seatrial.backends.kubernetes.backend import KubernetesBackend
+    from seatrial.launch import launcher, outside
+    from seatrial.runs.manifest import read_manifest
+
+    if models:
+        raise outside.not_here(paths, f"seatrial predict {paths.run_id}")
+    handle = JobHandle.parse(read_manifest(paths).attempt.handle or "")
+    backend = registry.get(handle.backend)
+    assert isinstance(backend, KubernetesBackend)
+    left = backend.tell(paths, handle)
+    click.echo(f"{paths.run_id} is {launcher.settle(paths).state}", err=True)
+    for name in left:
+        click.echo(f"did not come: {name}", err=True)
     return 0

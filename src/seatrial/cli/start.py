@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -42,6 +42,9 @@ from seatrial.spec.checks import CheckSpec
 from seatrial.spec.kinds import AnySpec
 from seatrial.spec.load import LoadedSpec
 from seatrial.spec.run import RunSpec, ScriptSpec
+
+if TYPE_CHECKING:
+    from seatrial.launch.pods import There
 
 THEN = ("predict", "compare", "report")
 """What follows the training, unless told otherwise."""
@@ -109,13 +112,18 @@ def start_new(
         )
     paths = RunPaths(default_runs_dir(runs_dir) / (run_id or launcher.new_run_id(spec.name)))
     backend, evidence = platform_of(spec)
-    if isinstance(spec, RunSpec):
+    if isinstance(spec, RunSpec) and backend.name != "k8s":
         spec = at_home(spec, backend.name, keeps_jobs=backend.keeps_jobs)
     allowed, machine, admission = admitted(spec, backend, paths.root.parent, verdict)
+    there = _there(allowed, paths, backend, is_new=True)
+    if there is not None:
+        allowed = spec = there.spec
+        source, look = there.source, False
+    at = paths if there is None else there.paths
     planned = _plan(
-        allowed, paths, machine, 0, stages(paths),
+        allowed, paths, machine, 0, stages(at),
         after=handle_of(after, paths.root.parent, backend) if after else "",
-        afterwards=afterwards(paths, (*then, *mirrored(spec))) if detach else (),
+        afterwards=afterwards(at, (*then, *mirrored(spec))) if detach or there is not None else (), there=there,
     )  # fmt: skip
     if isinstance(spec, RunSpec) and look:
         say("looking at data and model")
@@ -128,7 +136,7 @@ def start_new(
     launcher.create(paths, spec, argv, beside=source)
     if admission is not None:
         record(paths, admission, 0)
-    if isinstance(spec, RunSpec):
+    if isinstance(spec, RunSpec) and there is None:
         write_json(paths.inputs, found["inputs"])
     nodes = f" on {planned.nodes} nodes" if planned.nodes > 1 else ""
     say(
@@ -150,7 +158,7 @@ def start_new(
 def start_attempt(
     paths: RunPaths,
     spec: AnySpec,
-    stages: tuple[Stage, ...],
+    stages: Callable[[RunPaths], tuple[Stage, ...]],
     attempt: int,
     changes: Changes | None = None,
     detach: bool = False,
@@ -162,18 +170,34 @@ def start_attempt(
     """
     faults.from_environment()
     backend, _ = platform_of(spec)
-    then = (*(THEN if len(stages) > 1 else ()), *mirrored(spec))
-    follows = afterwards(paths, then) if detach else ()
+    then = (*(THEN if len(stages(paths)) > 1 else ()), *mirrored(spec))
     allowed, machine, admission = admitted(spec, backend, paths.root.parent, verdict)
-    planned = _plan(allowed, paths, machine, attempt, stages, afterwards=follows)
+    there = _there(allowed, paths, backend, is_new=False)
+    follows = afterwards(paths if there is None else there.paths, then) if detach or there is not None else ()
+    planned = _plan(
+        allowed if there is None else there.spec, paths, machine, attempt, stages(paths if there is None else there.paths),
+        afterwards=follows, there=there,
+    )  # fmt: skip
     if admission is not None:
         record(paths, admission, attempt)
-    say(f"run {paths.run_id}, attempt {attempt}: {', '.join(stage.name for stage in stages)}")
+    say(f"run {paths.run_id}, attempt {attempt}: {', '.join(stage.name for stage in planned.stages)}")
     if changes and isinstance(spec, RunSpec):
         launcher.change_recipe(paths, spec, changes, attempt)
     submitted = launcher.submit(planned, backend, changes)
     if not detach:
         follow(submitted, show_ranks=isinstance(spec, ScriptSpec))
+
+
+def _there(spec: AnySpec, paths: RunPaths, backend: Backend, *, is_new: bool) -> There | None:
+    """Where the run is in its pods, with what goes along packed; None where it is run where this machine can look."""
+    if backend.name != "k8s":
+        return None
+    from seatrial.backends.kubernetes.backend import KubernetesBackend
+    from seatrial.launch import pods
+
+    assert isinstance(backend, KubernetesBackend)
+    cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) and Path(spec.cwd).is_dir() else Path.cwd()
+    return pods.send(spec, paths.run_id, backend, cwd, paths.root.parent, is_new=is_new)
 
 
 def check_tracker(name: str) -> None:
@@ -247,9 +271,15 @@ def _plan(
     machine: Machine,
     attempt: int,
     stages: tuple[Stage, ...],
+    there: There | None = None,
     **more: Any,
 ) -> LaunchPlan:
     cwd = Path(spec.cwd) if isinstance(spec, ScriptSpec) else Path.cwd()
+    if there is not None:
+        return plan(
+            spec, paths, machine, attempt=attempt, stages=stages, python=there.python, cwd=there.cwd,
+            parcels=there.parcels, **more,
+        )  # fmt: skip
     return plan(
         spec,
         paths,

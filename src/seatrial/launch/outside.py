@@ -21,6 +21,7 @@ from seatrial.launch import launcher, places, snapshot
 from seatrial.launch.launcher import Submitted
 from seatrial.launch.places import PREFIX
 from seatrial.launch.source import git_state
+from seatrial.runs.files import read_json
 from seatrial.runs.manifest import Manifest, read_manifest
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import read_plan
@@ -49,7 +50,26 @@ class Parcel:
         return [("code", self.code.tree), *(("data", found) for _, found in self.trees.values())]
 
 
-def pack(spec: AnySpec, cwd: Path, runs_dir: Path) -> Parcel:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest sizes of what is sent, and the recipe's keys for them."""
+
+    code_bytes: int
+    data_bytes: int
+    code_key: str
+    data_key: str
+
+
+def limits_of(spec: AnySpec) -> Limits:
+    """Those of a cluster that is reached over ssh."""
+    remote = spec.slurm.remote
+    return Limits(
+        int(remote.max_code_mib * 2**20), int(remote.max_data_gib * 2**30), "slurm.remote.max_code_mib",
+        "slurm.remote.max_data_gib",
+    )  # fmt: skip
+
+
+def pack(spec: AnySpec, cwd: Path, runs_dir: Path, limits: Limits) -> Parcel:
     """Looks at what there is to send; sends nothing.
 
     A path that exists here is meant as it is here, and sent; one with ``cluster:`` in front is the cluster's; any other is
@@ -58,8 +78,7 @@ def pack(spec: AnySpec, cwd: Path, runs_dir: Path) -> Parcel:
     Raises:
         SpecError: something is too large, or can't be read.
     """
-    remote = spec.slurm.remote
-    code = snapshot.of_code(cwd, limit_bytes=int(remote.max_code_mib * 2**20), leave_out=[runs_dir])
+    code = snapshot.of_code(cwd, limit_bytes=limits.code_bytes, leave_out=[runs_dir], larger=limits.code_key)
     parcel = Parcel(code, code.inside(cwd.resolve()))
     named = places.named(spec) if isinstance(spec, RunSpec) else {}
     for key, value in named.items():
@@ -67,9 +86,17 @@ def pack(spec: AnySpec, cwd: Path, runs_dir: Path) -> Parcel:
         if value.startswith(PREFIX):
             parcel.paths[key] = value.removeprefix(PREFIX)
         elif here.exists():
-            limit = int(remote.max_data_gib * 2**30)
-            parcel.trees[key] = here, snapshot.of_path(here, limit_bytes=limit, key=key)
+            parcel.trees[key] = (
+                here,
+                snapshot.of_path(here, limit_bytes=limits.data_bytes, key=key, larger=limits.data_key),
+            )
     return parcel
+
+
+def pack_code(cwd: Path, runs_dir: Path, limits: Limits) -> Parcel:
+    """As `pack`, of the code alone."""
+    code = snapshot.of_code(cwd, limit_bytes=limits.code_bytes, leave_out=[runs_dir], larger=limits.code_key)
+    return Parcel(code, code.inside(cwd.resolve()))
 
 
 def send(parcel: Parcel, connection: Connection, say: Say, *, dry_run: bool = False) -> dict[str, Any]:
@@ -103,33 +130,48 @@ def send(parcel: Parcel, connection: Connection, say: Say, *, dry_run: bool = Fa
     return dict(there)
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where things of a run are on its cluster."""
+
+    cwd: str
+    paths: dict[str, str]
+    """By key of the recipe."""
+    command: tuple[str, ...]
+    """Of a script."""
+    sent: dict[str, str]
+    """By the path here."""
+
+
+def placed(spec: AnySpec, parcel: Parcel, root: str) -> Placed:
+    """Where what is sent will be, below the cluster's directory for it. Pure."""
+    code = PurePosixPath(root, "code", parcel.code.tree.sha256)
+    paths, sent = dict(parcel.paths), {}
+    for key, (here, found) in parcel.trees.items():
+        paths[key] = sent[str(here)] = str(PurePosixPath(root, "data", found.sha256, here.resolve().name))
+    words = spec.command if isinstance(spec, ScriptSpec) else ()
+    command = tuple(_inside(word, parcel.code.root, str(code)) for word in words)
+    return Placed(str(code / parcel.cwd), paths, command, sent)
+
+
 def order(
     spec: AnySpec, parcel: Parcel, root: str, *, run_id: str, argv: Sequence[str], then: Collection[str],
     after: str | None, verdict: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What the login node is to start, as plain data. Pure, but for git's word on the code."""
-    values = values_of(spec)
-    cwd = str(PurePosixPath(root, "code", parcel.code.tree.sha256, parcel.cwd))
-    sent = {}
-    there = dict(parcel.paths)
-    for key, (here, found) in parcel.trees.items():
-        there[key] = sent[str(here)] = str(PurePosixPath(root, "data", found.sha256, here.resolve().name))
-    if "model" in there:
-        values["model"] = there["model"]
-    if "data.path" in there:
-        values["data"] = {**values["data"], "path": there["data.path"]}
+    values, there = values_of(spec), placed(spec, parcel, root)
+    if "model" in there.paths:
+        values["model"] = there.paths["model"]
+    if "data.path" in there.paths:
+        values["data"] = {**values["data"], "path": there.paths["data.path"]}
     if isinstance(spec, ScriptSpec):
-        values["cwd"], values["task"] = cwd, "script"
-        values["command"] = [
-            _inside(word, parcel.code.root, str(PurePosixPath(root, "code", parcel.code.tree.sha256)))
-            for word in spec.command
-        ]
+        values |= {"cwd": there.cwd, "task": "script", "command": list(there.command)}
     git = git_state(parcel.code.root)
     code = parcel.code.tree
     return {
-        "run_id": run_id, "values": values, "cwd": cwd, "argv": list(argv), "then": list(then), "after": after, "verdict": verdict,
+        "run_id": run_id, "values": values, "cwd": there.cwd, "argv": list(argv), "then": list(then), "after": after, "verdict": verdict,
         "git": None if git is None else git.model_dump(mode="json"),
-        "code": {"sha256": code.sha256, "files": len(code.items), "bytes": code.bytes, "sent": sent},
+        "code": {"sha256": code.sha256, "files": len(code.items), "bytes": code.bytes, "sent": there.sent},
     }  # fmt: skip
 
 
@@ -191,6 +233,12 @@ def resume(
 
 def not_here(paths: RunPaths, verb: str) -> SpecError:
     """The error for a verb that needs the models themselves, which a copy has not."""
+    if not launcher.is_elsewhere(paths):
+        where = (read_json(paths.remote) or {}).get("path", "")
+        return SpecError(
+            f"the models of {paths.run_id} are where its pods ran", evidence=f"on their volume, at {where}; {paths.root} is a copy without them",
+            remedy=f"mount that volume, and there: {verb} --runs-dir {PurePosixPath(where).parent}",
+        )  # fmt: skip
     remote = mirror_of(paths).remote
     runs = str(PurePosixPath(remote.directory, "runs"))
     return SpecError(

@@ -26,6 +26,7 @@ def plan(
     cwd: Path,
     after: str = "",
     afterwards: tuple[tuple[str, ...], ...] = (),
+    parcels: tuple[str, ...] = (),
 ) -> LaunchPlan:
     """Decides device, ranks and threads.
 
@@ -52,7 +53,7 @@ def plan(
         time_limit_s=spec.resources.time_s,
         gpus_per_node=_gpus(spec.resources, machine),
         cpus_per_node=machine.cpus,
-        platform=spec.slurm.model_dump(mode="json") if machine.platform == "slurm" else {},
+        platform=_section(spec, machine, parcels),
         conducts="checks" if isinstance(spec, CheckSpec) else "ranks",
         launcher=spec.resources.launcher,
         max_restarts=train.max_restarts,
@@ -61,6 +62,14 @@ def plan(
         sample_every_s=spec.resources.sample_every_s,
         **_use(spec),
     )
+
+
+def _section(spec: AnySpec, machine: Machine, parcels: tuple[str, ...]) -> dict[str, Any]:
+    """What the platform is told beside the rest."""
+    if machine.platform == "k8s":
+        section = spec.kubernetes.model_dump(mode="json")
+        return {"spec": section, "native": machine.native, "parcels": list(parcels)}
+    return spec.slurm.model_dump(mode="json") if machine.platform == "slurm" else {}
 
 
 def _use(spec: AnySpec) -> dict[str, Any]:

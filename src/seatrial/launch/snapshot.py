@@ -38,6 +38,7 @@ def of_code(
     limit_bytes: int,
     leave_out: Iterable[Path] = (),
     runner: command.CommandRunner = command.run,
+    larger: str = "slurm.remote.max_code_mib",
 ) -> Code:
     """The git work tree that `cwd` is in: tracked files as they are now, changes included, and untracked ones that git
     does not ignore. Outside of git, the directory `cwd` itself.
@@ -47,6 +48,7 @@ def of_code(
         limit_bytes: the largest size.
         leave_out: directories that are not code, such as the one of the runs.
         runner: runs git.
+        larger: the recipe's key for the limit.
 
     Raises:
         SpecError: it is larger, or a file can't be read.
@@ -66,16 +68,17 @@ def of_code(
         for name, path in paths
         if not any(path.is_relative_to(skip) for skip in skipped)
     )
-    return Code(top, _within(items, limit_bytes, f"the code in {top}", _TOO_MUCH_CODE))
+    return Code(top, _within(items, limit_bytes, f"the code in {top}", f"{_TOO_MUCH_CODE} {larger}"))
 
 
-def of_path(path: Path, *, limit_bytes: int, key: str) -> Tree:
+def of_path(path: Path, *, limit_bytes: int, key: str, larger: str = "slurm.remote.max_data_gib") -> Tree:
     """A file or a directory of data or a model, under its own name.
 
     Args:
         path: it.
         limit_bytes: the largest size.
         key: the recipe's, for messages.
+        larger: the recipe's key for the limit.
 
     Raises:
         SpecError: it is larger, or can't be read.
@@ -90,11 +93,11 @@ def of_path(path: Path, *, limit_bytes: int, key: str) -> Tree:
         items = (
             tree.look(f"{path.name}/{file.relative_to(path).as_posix()}", file.resolve()) for file in files
         )
-    remedy = f"copy it to the cluster, and name it there: {key}=cluster:/PATH    (or a larger slurm.remote.max_data_gib)"
+    remedy = f"copy it to the cluster, and name it there: {key}=cluster:/PATH    (or a larger {larger})"
     return _within(items, limit_bytes, f"{key} {path}", remedy)
 
 
-_TOO_MUCH_CODE = f"start it in the directory of the code, list what is not code in {FILE}, or give a larger slurm.remote.max_code_mib"
+_TOO_MUCH_CODE = f"start it in the directory of the code, list what is not code in {FILE}, or give a larger"
 
 
 def _within(items: Iterable[Item | None], limit_bytes: int, what: str, remedy: str) -> Tree:

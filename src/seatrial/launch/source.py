@@ -16,7 +16,7 @@ class Source:
     """Where a run that was started from outside comes from, as it was there."""
 
     git: GitState | None
-    code: CodeState
+    code: CodeState | None
 
 
 def git_state(cwd: Path, runner: command.CommandRunner = command.run) -> GitState | None:

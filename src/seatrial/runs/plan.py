@@ -106,7 +106,12 @@ def read_plan(run_dir: Path, attempt: int) -> LaunchPlan:
     data = read_json(path)
     if data is None:
         raise SpecError("the attempt has no plan", evidence=f"{path} does not exist")
-    data.pop("schema")
-    data["afterwards"] = tuple(tuple(argv) for argv in data.get("afterwards", ()))
-    stages = tuple(Stage(**{**stage, "argv": tuple(stage["argv"])}) for stage in data.pop("stages"))
-    return LaunchPlan(stages=stages, run_dir=Path(data.pop("run_dir")), cwd=Path(data.pop("cwd")), **data)
+    return plan_of(data)
+
+
+def plan_of(data: dict[str, Any]) -> LaunchPlan:
+    """What `LaunchPlan.to_dict` gave, also by way of JSON."""
+    known = {key: value for key, value in data.items() if key != "schema"}
+    known["afterwards"] = tuple(tuple(argv) for argv in known.get("afterwards", ()))
+    stages = tuple(Stage(**{**stage, "argv": tuple(stage["argv"])}) for stage in known.pop("stages"))
+    return LaunchPlan(stages=stages, run_dir=Path(known.pop("run_dir")), cwd=Path(known.pop("cwd")), **known)

@@ -22,7 +22,7 @@ GROWING = frozenset({"train.epochs", "train.max_steps"})
 """Harmless where they make the run longer; what was trained stays trained, the schedule stretches."""
 FIXED = frozenset({"schema", "name", "task", "model"})
 """A run with another of these is another run."""
-OF_THE_ATTEMPT = ("resources.", "slurm.")
+OF_THE_ATTEMPT = ("resources.", "slurm.", "kubernetes.")
 """Keys that start so hold for one attempt; the recorded recipe keeps its own."""
 
 
@@ -69,7 +69,7 @@ def is_harmless(key: str, old: Any, new: Any) -> bool:
     """Whether a change needs no leave."""
     if key in GROWING:
         return new is None or (old is not None and new >= old)
-    return key in HARMLESS or key.startswith("slurm.")
+    return key in HARMLESS or key.startswith(("slurm.", "kubernetes."))
 
 
 def render(changes: Changes) -> str:

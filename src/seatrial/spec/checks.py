@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from seatrial.spec import injections
+from seatrial.spec.kubernetes import KubernetesSpec
 from seatrial.spec.run import ResourcesSpec
 from seatrial.spec.section import Section
 from seatrial.spec.slurm import SlurmSpec
@@ -185,6 +186,7 @@ class CheckSpec(Section):
     """Part of the name that every GPU must have, such as H100."""
     resources: ResourcesSpec = ResourcesSpec()
     slurm: SlurmSpec = SlurmSpec()
+    kubernetes: KubernetesSpec = KubernetesSpec()
     tags: tuple[str, ...] = ()
 
     @field_validator("tags", "inject", mode="before")

@@ -95,7 +95,16 @@ def _nearest(kind: type[BaseModel], place: list[str], valid: list[str]) -> str |
     if close:
         return ".".join([*place[:-1], close[0]])
     # The right name in the wrong section: `epochs` at the top level.
-    for section in ("data", "train", "resources", "slurm", "gates.compare", "adapter", "model_options"):
+    for section in (
+        "data",
+        "train",
+        "resources",
+        "slurm",
+        "kubernetes",
+        "gates.compare",
+        "adapter",
+        "model_options",
+    ):
         close = difflib.get_close_matches(place[-1], valid_keys(kind, section.split(".")), n=1, cutoff=0.75)
         if close:
             return f"{section}.{close[0]}"

@@ -10,11 +10,12 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from seatrial.spec.duration import seconds
 from seatrial.spec.gates import GatesSpec, ScriptGates
+from seatrial.spec.kubernetes import KubernetesSpec
 from seatrial.spec.section import Section
 from seatrial.spec.slurm import SlurmSpec
 
 Task = Literal["text-classification", "image-classification", "causal-lm"]
-PLATFORMS = ("auto", "local", "slurm")
+PLATFORMS = ("auto", "local", "slurm", "k8s")
 """What ``resources.on`` may be, beside ``ssh://HOST``."""
 SHARDED = ("fsdp", "hsdp", "tp")
 """Ways to share a model in which no rank holds it whole."""
@@ -209,7 +210,7 @@ class ResourcesSpec(Section):
     """What to run on."""
 
     on: str = "auto"
-    """Platform: local, slurm or ssh://HOST; auto detects it and says why."""
+    """Platform: local, slurm, k8s or ssh://HOST; auto detects it (never k8s) and says why."""
     nodes: Annotated[int, Field(ge=1)] = 1
     """Machines."""
     gpus_per_node: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -282,6 +283,7 @@ class RunSpec(Section):
     model_options: ModelOptions = ModelOptions()
     resources: ResourcesSpec = ResourcesSpec()
     slurm: SlurmSpec = SlurmSpec()
+    kubernetes: KubernetesSpec = KubernetesSpec()
     gates: GatesSpec = GatesSpec()
     track: tuple[Literal["wandb", "mlflow", "tensorboard"], ...] = ()
     """Trackers that are told of the run: wandb, mlflow, tensorboard; each as its own environment variables say."""
@@ -346,6 +348,7 @@ class ScriptSpec(Section):
     """Directory that the script is started in."""
     resources: ResourcesSpec = ResourcesSpec()
     slurm: SlurmSpec = SlurmSpec()
+    kubernetes: KubernetesSpec = KubernetesSpec()
     gates: ScriptGates = ScriptGates()
     artifacts: str | None = None
     tags: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from seatrial.spec.run import RunSpec
 MAX_RUNS = 1000
 SECTIONS = ("train", "data", "adapter", "model_options")
 """Sections whose keys a sweep may vary, beside ``model``."""
-_FOR_ALL = ("resources", "slurm")
+_FOR_ALL = ("resources", "slurm", "kubernetes")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _CLOSES = {"[": "]", "{": "}"}
 _FORM = "seatrial train RECIPE --sweep lr=1e-5,3e-5 seed=0..4"

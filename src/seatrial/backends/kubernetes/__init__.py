@@ -1,0 +1,1 @@
+"""Kubernetes: a job a run, by whatever kind of job the cluster has."""
