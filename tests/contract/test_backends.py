@@ -16,8 +16,9 @@ from seatrial.runs.files import read_json
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan, Stage
 from seatrial.runs.state import RunState
-from seatrial.spec.run import ScriptSpec
-from seatrial.testing import FakeSlurm
+from seatrial.spec.kubernetes import KubernetesSpec
+from seatrial.spec.run import ResourcesSpec, ScriptSpec
+from seatrial.testing import FakeKubernetes, FakeSlurm
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("torch", reason="real ranks need the extra 'train'")
@@ -33,10 +34,20 @@ def fake_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fake
         yield slurm
 
 
-@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm), "slurm-fake"])
+@pytest.fixture
+def fake_kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeKubernetes]:
+    pytest.importorskip("kubernetes", reason="the extra 'k8s' is not installed")
+    with FakeKubernetes(tmp_path / "kubernetes") as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+        cluster.add_claim("runs")
+        yield cluster
+
+
+@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm), "slurm-fake", "k8s-fake"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param != "local":
-        request.getfixturevalue("slurm" if request.param == "slurm" else "fake_slurm")
+        fakes = {"slurm": "slurm", "slurm-fake": "fake_slurm", "k8s-fake": "fake_kubernetes"}
+        request.getfixturevalue(fakes[request.param])
         registry.get.cache_clear()  # the client keeps the environment that it was made in
     return registry.get(request.param.removesuffix("-fake"))
 
@@ -49,18 +60,26 @@ def nodes(request: pytest.FixtureRequest, backend: Backend) -> int:
 
 
 @pytest.fixture
-def make(tmp_path: Path, nodes: int) -> Callable[[str], LaunchPlan]:
+def make(tmp_path: Path, nodes: int, backend: Backend) -> Callable[[str], LaunchPlan]:
     def plan_for(body: str) -> LaunchPlan:
         script = tmp_path / "script.py"
         script.write_text(RANKS + body)
         paths = RunPaths(tmp_path / "a run with spaces")
-        launcher.create(
-            paths, ScriptSpec(name="s", command=("script.py",), cwd=str(tmp_path)), ["seatrial", "run"]
+        kubernetes = KubernetesSpec(
+            image="here", claim="runs", path=f"{tmp_path.resolve()}/volume", python=sys.executable
         )
+        spec = ScriptSpec(
+            name="s", command=("script.py",), cwd=str(tmp_path), kubernetes=kubernetes,
+            resources=ResourcesSpec(nodes=nodes, nproc=2),
+        )  # fmt: skip
+        launcher.create(paths, spec, ["seatrial", "run"])
+        platform: dict[str, object] = {}
+        if backend.name == "k8s":
+            platform = {"spec": kubernetes.model_dump(mode="json"), "native": backend.probe(spec).native}
         return LaunchPlan(
             run_id=paths.run_id, run_dir=paths.root, attempt=0, nodes=nodes, nproc=2, device="cpu", threads=1,
             stages=(Stage(name="script", argv=(str(script),), reports=False),), python=sys.executable, cwd=tmp_path,
-            grace_s=5,
+            grace_s=5, platform=platform,
         )  # fmt: skip
 
     return plan_for

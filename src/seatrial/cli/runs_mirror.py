@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from seatrial.errors import ExitCode, SpecError
+
+if TYPE_CHECKING:
+    from seatrial.runs.paths import RunPaths
 
 _PATIENCE_S = 5.0
 _RUNS_DIR = click.option(

@@ -189,7 +189,7 @@ class Delivery:
     def _is_here(self, name: str, entry: list[Any]) -> bool:
         path = self.paths.root / name
         if not path.is_file() or path.name == _PLAN:
-            return path.is_file()
+            return path.is_file() or entry == [0]  # of an empty file there is nothing to tell
         if len(entry) == 1:
             return path.stat().st_size >= int(entry[0])
         return bool(hashlib.sha256(path.read_bytes()).hexdigest() == entry[1])

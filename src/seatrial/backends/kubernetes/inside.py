@@ -84,7 +84,8 @@ class Pod:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
         pod = self._env.get("SEATRIAL_POD", socket.gethostname())
-        start = Start(self._paths, self._args.first_attempt, self._rank, pod)
+        cargo, parcels = (Path(self._env[name]) for name in ("SEATRIAL_CARGO", "SEATRIAL_PARCELS"))
+        start = Start(self._paths, self._args.first_attempt, self._rank, pod, cargo, parcels)
         if self._rank == 0:
             plan = start.begin(lambda: self._bring_back(start.cargo_plan()))
         else:

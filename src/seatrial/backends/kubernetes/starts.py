@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from seatrial.backends.kubernetes.template import CARGO, PARCELS
 from seatrial.backends.ssh.store import Store
 from seatrial.errors import ExitCode, PlatformError
 from seatrial.runs.clock import now
@@ -50,8 +49,8 @@ class Start:
         first: int,
         node_rank: int,
         pod: str,
-        cargo: Path = Path(CARGO),
-        parcels: Path = Path(PARCELS),
+        cargo: Path,
+        parcels: Path,
     ) -> None:
         self._paths, self._first, self._rank, self._pod = paths, first, node_rank, pod
         self._cargo, self._parcels = cargo, parcels

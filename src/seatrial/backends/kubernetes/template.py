@@ -174,6 +174,8 @@ def _container(order: Order, name: str, rank_from: str, lead: str) -> Object:
 def _environment(order: Order) -> list[Object]:
     asked = order.asked
     plain = {
+        "SEATRIAL_CARGO": CARGO,
+        "SEATRIAL_PARCELS": PARCELS,
         "HOME": "/tmp",
         "HF_HOME": f"{asked.path}/cache/huggingface",
         "SEATRIAL_CACHE": f"{asked.path}/cache/seatrial",
