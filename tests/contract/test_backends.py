@@ -93,6 +93,15 @@ def wait_for_end(paths: RunPaths, timeout_s: float = 60) -> RunState:
     return state
 
 
+def wait_for_rank(paths: RunPaths, timeout_s: float = 60) -> None:
+    """Until rank 1 has said something; where the nodes write elsewhere, it is here once somebody asks."""
+    deadline = time.monotonic() + timeout_s
+    while not paths.attempt(0).rank_log(1).exists():
+        assert time.monotonic() < deadline, "it said nothing"
+        launcher.settle(paths)
+        time.sleep(0.1)
+
+
 def test_render_is_pure(backend: Backend, make: Callable[[str], LaunchPlan]) -> None:
     plan = make("")
     before = sorted(plan.run_dir.rglob("*"))
@@ -125,8 +134,7 @@ def test_a_failing_rank_fails_the_job(backend: Backend, make: Callable[[str], La
 
 def test_a_job_is_cancelled(backend: Backend, make: Callable[[str], LaunchPlan]) -> None:
     submitted = launcher.submit(make("time.sleep(600)"), backend)
-    while not submitted.paths.attempt(0).rank_log(1).exists():
-        time.sleep(0.1)
+    wait_for_rank(submitted.paths)
     assert backend.state(submitted.handle).state is RunState.RUNNING
     backend.cancel(submitted.handle)
     assert wait_for_end(submitted.paths, 30) is RunState.INTERRUPTED
@@ -135,8 +143,7 @@ def test_a_job_is_cancelled(backend: Backend, make: Callable[[str], LaunchPlan])
 def test_a_job_that_ignores_requests_is_killed(backend: Backend, make: Callable[[str], LaunchPlan]) -> None:
     stubborn = "import signal; [signal.signal(s, signal.SIG_IGN) for s in (2, 15)]; time.sleep(600)"
     submitted = launcher.submit(make(stubborn), backend)
-    while not submitted.paths.attempt(0).rank_log(1).exists():
-        time.sleep(0.1)
+    wait_for_rank(submitted.paths)
     backend.cancel(submitted.handle, force=True)
     # Slurm tells that it was cancelled; of a process that is gone nobody tells how.
     killed = RunState.INTERRUPTED if backend.keeps_jobs else RunState.LOST

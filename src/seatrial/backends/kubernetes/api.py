@@ -6,9 +6,11 @@ Its typed methods refuse objects that the server takes; its `request` knows kube
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 from seatrial.errors import PlatformError, SpecError, UnreachableError
@@ -320,8 +322,10 @@ def _forbidden(said: str, evidence: str) -> PlatformError | SpecError:
 def _configured(kubernetes: Any, context: str | None) -> tuple[Any, str, str]:
     """A client, the context's name, and its namespace."""
     config = kubernetes.config
+    # The client reads the variable once, when it is imported.
+    file = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
     try:
-        contexts, active = config.list_kube_config_contexts()
+        contexts, active = config.list_kube_config_contexts(config_file=file)
     except (config.ConfigException, OSError) as error:
         return _own_account(kubernetes, context, error)
     found = active if context is None else next((c for c in contexts if c["name"] == context), None)
@@ -333,7 +337,7 @@ def _configured(kubernetes: Any, context: str | None) -> tuple[Any, str, str]:
             remedy="kubernetes.context=NAME",
         )
     try:
-        client = config.new_client_from_config(context=found["name"])
+        client = config.new_client_from_config(config_file=file, context=found["name"])
     except (config.ConfigException, OSError, KeyError, TypeError, ValueError) as error:
         raise SpecError(
             f"the context {found['name']} can't be used",
@@ -348,8 +352,6 @@ def _own_account(kubernetes: Any, context: str | None, error: Exception) -> tupl
     configuration = kubernetes.client.Configuration()
     try:
         config.load_incluster_config(client_configuration=configuration)
-        from pathlib import Path
-
         namespace = (
             Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
             .read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from seatrial.runs.paths import RunPaths
 
 _STATE = ".delivery.json"
 _PLAN = "plan.json"
+_LAST_WORD = re.compile(r"attempt-\d+/exit\.json")
 _AGAIN_S = 0.5
 _MOST_WAITING = 50_000
 MERGED = "merged.log"
@@ -120,6 +122,7 @@ class Delivery:
         }
         """By attempt, what its end told that there is."""
         self._pieces: dict[str, dict[int, Piece]] = {}
+        self._held: dict[str, tuple[int, bytes]] = {}
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
@@ -174,7 +177,7 @@ class Delivery:
         found = set(self.gaps)
         for end in self.ended.values():
             for name, entry in end.files.items():
-                if not self._is_here(name, entry):
+                if name not in self._held and not self._is_here(name, entry):
                     found.add(name)
         return sorted(found)
 
@@ -241,14 +244,27 @@ class Delivery:
         if len(parts) < piece.count:
             return
         del self._pieces[piece.name]
+        data = b"".join(parts[index].data for index in sorted(parts))
+        if _LAST_WORD.fullmatch(piece.name) and "continues" not in json.loads(data):
+            self._held[piece.name] = piece.version, data
+            return
+        self._put(piece.name, piece.version, data)
+
+    def release(self) -> None:
+        """Writes the run's last word, which was held until everything else is here: whoever reads it looks no further."""
+        for name, (version, data) in self._held.items():
+            self._put(name, version, data)
+        self._held.clear()
+
+    def _put(self, name: str, version: int, data: bytes) -> None:
+        path = self.paths.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.part")
-        data = b"".join(parts[index].data for index in sorted(parts))
         with aside.open("wb") as file:
-            file.write(self._at_home(piece.name, data))
+            file.write(self._at_home(name, data))
             file.flush()
             os.fsync(file.fileno())
-        os.utime(aside, ns=(piece.version, piece.version))
+        os.utime(aside, ns=(version, version))
         aside.replace(path)
         sync_directory(path.parent)
 

@@ -80,6 +80,7 @@ class Followed:
             if self._looks > 1:
                 self._await(logs, nodes)
             self._complete(nodes)
+            self.delivery.release()
             self._over = True
         elif self.delivery.gaps and time.monotonic() - self._asked_at > _TELL_EVERY_S:
             self._complete(nodes)

@@ -24,6 +24,8 @@ from seatrial.testing.kubernetes.server import Api, serve
 from seatrial.testing.kubernetes.store import Object, Resource, Store, stamp
 
 _TICK_S = 0.03
+_ANYWAY = 10
+"""Controllers look when something has changed, and at every so many ticks."""
 _GPU = "nvidia.com/gpu"
 
 
@@ -341,19 +343,24 @@ class FakeKubernetes:
     # --- the controllers' loop -----------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
+        seen, ticks = -1, 0
         while not self._over.wait(_TICK_S):
+            ticks += 1
             with self.store.changed:
-                if not self._over.is_set():
-                    self._tick()
+                if self._over.is_set():
+                    return
+                if self.store.version != seen or ticks % _ANYWAY == 0:
+                    seen = self.store.version
+                    self._control()
+                self.kubelet.sync()
 
-    def _tick(self) -> None:
+    def _control(self) -> None:
         self._collect()
         if self._queue is not None:
             self._queue.sync()
         self._operators.sync()
         self._jobs.sync()
         self._scheduler.sync()
-        self.kubelet.sync()
 
     def _collect(self) -> None:
         """Garbage: owners that wait for what they own, and pods without an owner that have ended on their way out."""

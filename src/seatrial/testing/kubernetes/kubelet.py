@@ -242,9 +242,10 @@ class Kubelet:
         late = running.limit_s is not None and now - running.started > running.limit_s
         if (pod["metadata"].get("deletionTimestamp") or late) and running.asked_at is None:
             running.asked_at = now
-            grace = pod["metadata"].get("deletionGracePeriodSeconds")
-            running.grace_s = running.grace_s if grace is None else float(grace)
             running.process.send_signal(signal.SIGTERM)
+        grace = pod["metadata"].get("deletionGracePeriodSeconds")
+        if grace is not None:
+            running.grace_s = min(running.grace_s, float(grace))  # a second request may shorten it
         if running.asked_at is not None and now - running.asked_at > running.grace_s:
             _kill(running.process.pid)
 
