@@ -25,7 +25,7 @@ def short_name(run_id: str) -> str:
     """
     plain = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")
     if not plain[:1].isalpha():
-        plain = f"run-{plain}"
+        plain = f"run-{plain}".rstrip("-")
     if len(plain) <= _LONGEST:
         return plain
     digest = hashlib.sha256(run_id.encode()).hexdigest()[:8]

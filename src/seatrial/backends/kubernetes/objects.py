@@ -17,7 +17,7 @@ from seatrial.errors import SpecError
 _QUEUE = "kueue.x-k8s.io/queue-name"
 _INDEX = "JOB_COMPLETION_INDEX"
 _MANAGER = "seatrial/launcher"
-_NOT_ESSENTIAL = {"enableServiceLinks", "activeDeadlineSeconds"}
+_NOT_ESSENTIAL = {"enableServiceLinks", "activeDeadlineSeconds", "automountServiceAccountToken"}
 """Of a pod's spec, what a Trainer may be too old to take: nothing that is asked for gets lost with it."""
 
 

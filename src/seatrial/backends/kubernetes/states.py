@@ -69,7 +69,7 @@ def job_state(job: Object | None, pods: Iterable[Object]) -> JobState:
     wanted = pods_wanted(job)
     phases = [pod.get("status", {}).get("phase") for pod in there]
     running = phases.count("Running")
-    if running >= wanted or (running and running + phases.count("Succeeded") >= wanted):
+    if running + phases.count("Succeeded") >= wanted:
         return JobState(RunState.RUNNING)
     waiting = [pod for pod in there if pod.get("status", {}).get("phase") == "Pending"]
     if not there:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seatrial.errors import SpecError
-from seatrial.testing.kubernetes import admission, kinds
+from seatrial.testing.kubernetes import admission, certificate, kinds
 from seatrial.testing.kubernetes.faults import Faults
 from seatrial.testing.kubernetes.jobs import Jobs
 from seatrial.testing.kubernetes.kubelet import Kubelet, remove
@@ -100,8 +100,9 @@ class FakeKubernetes:
         self.api = Api(
             self.store, self.resources, self.faults, self._delete, self._create, self.kubelet.log, self._version, self._token
         )  # fmt: skip
-        self._server = serve(self.api)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        context, self.certificate = certificate.make(self.directory)
+        self._server = serve(self.api, context)
+        self.url = f"https://127.0.0.1:{self._server.server_address[1]}"
         self.kubeconfig.write_text(json.dumps(self._kubeconfig()))
         self.kubeconfig.chmod(0o600)
         threading.Thread(target=self._go_on, daemon=True).start()
@@ -446,7 +447,7 @@ class FakeKubernetes:
     def _kubeconfig(self) -> Object:
         return {
             "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "clusters": [{"name": "fake", "cluster": {"server": self.url, "certificate-authority": str(self.certificate)}}],
             "users": [{"name": "alice", "user": {"token": self._token}}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "alice", "namespace": self.namespace}}],
         }  # fmt: skip

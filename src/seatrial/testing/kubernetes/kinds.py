@@ -50,13 +50,7 @@ ADDED = {
 
 _POD_FIELDS = ("serviceAccountName", "nodeSelector", "affinity", "tolerations", "schedulingGates", "imagePullSecrets",
                "volumes", "initContainers", "containers")  # fmt: skip
-_NEWER = (
-    *_POD_FIELDS,
-    "securityContext",
-    "terminationGracePeriodSeconds",
-    "automountServiceAccountToken",
-    "priorityClassName",
-)
+_NEWER = (*_POD_FIELDS, "securityContext", "terminationGracePeriodSeconds")
 
 
 def trainjob_schema(trainer: str) -> dict[str, object]:

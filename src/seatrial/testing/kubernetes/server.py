@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import cast
+from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from seatrial.testing.kubernetes.faults import Faults
@@ -43,14 +45,28 @@ class Api:
         """Method and path of each request, in order."""
 
 
-def serve(api: Api) -> ThreadingHTTPServer:
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024
+    context: ssl.SSLContext
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """A connection whose handshake is its own thread's business."""
+        connection, address = super().get_request()
+        return self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that leave in the middle are nobody's concern."""
+
+
+def serve(api: Api, context: ssl.SSLContext) -> ThreadingHTTPServer:
     """Starts to answer on a free port of 127.0.0.1."""
 
     class Bound(_Handler):
         served = api
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Bound)
+    server.context = context
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     return server
 
