@@ -133,6 +133,8 @@ def start_new(
     if dry_run:
         _print_dry_run(spec, planned, backend.render(planned).text, origins or {})
         return 0
+    if there is not None:
+        backend.render(planned)  # refuses what can't be a job of the cluster's before there is a run
     launcher.create(paths, spec, argv, beside=source)
     if admission is not None:
         record(paths, admission, 0)

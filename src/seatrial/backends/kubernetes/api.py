@@ -205,6 +205,8 @@ class Api:
         self.requests += 1
         try:
             answer = self._request("get", path, serialize=False, _request_timeout=timeout, **query)
+        except _BusyError as error:
+            raise error.told from None  # whoever follows asks again
         except (HTTPError, OSError) as error:
             raise _unreachable(error, self.context) from error
         rest = b""

@@ -53,7 +53,7 @@ class Courier:
         self._thread.start()
 
     def finish(self, *, last: bool) -> None:
-        """Prints what is left; with `last` also the attempt's last word, and what there is in all."""
+        """Prints what is left; with `last` also the attempt's last word, and what all pods have to tell."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -75,7 +75,7 @@ class Courier:
 
     def _look(self, *, final: bool = False) -> None:
         if time.monotonic() - self._listed_at > _LIST_EVERY_S:
-            self._files = sorted(self._listing())
+            self._files = sorted(self._listing(self._mine))
             self._listed_at = time.monotonic()
         for name in self._files:
             try:
@@ -86,13 +86,13 @@ class Courier:
             except OSError:
                 continue  # it was replaced, or taken away, while we looked
 
-    def _listing(self) -> Iterator[str]:
+    def _listing(self, wanted: Callable[[str], bool]) -> Iterator[str]:
         for directory, below, files in os.walk(self._root):
             below[:] = [name for name in below if not _is_left_out(name)]
             prefix = Path(directory).relative_to(self._root)
             for file in files:
                 name = (prefix / file).as_posix()
-                if not file.startswith(".") and not re.search(r"\s", name) and self._mine(name):
+                if not file.startswith(".") and not re.search(r"\s", name) and wanted(name):
                     yield name
 
     def _grow(self, name: str, *, final: bool) -> None:
@@ -132,7 +132,8 @@ class Courier:
 
     def _inventory(self) -> dict[str, list[object]]:
         files: dict[str, list[object]] = {}
-        for name in (*self._files, self._last):
+        everything = [name for name in self._listing(lambda name: True) if name != "manifest.json"]
+        for name in sorted(everything):
             path = self._root / name
             if path.exists() and name not in self._left:
                 size = path.stat().st_size

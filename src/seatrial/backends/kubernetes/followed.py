@@ -13,12 +13,14 @@ from seatrial.backends.kubernetes.delivery import Delivery, PodLog, PodState
 from seatrial.backends.kubernetes.names import MANAGED, Handle
 from seatrial.backends.kubernetes.observe import Observer, index_of
 from seatrial.backends.kubernetes.states import job_state
-from seatrial.errors import PlatformError, UnreachableError
+from seatrial.errors import PlatformError, SeatrialError, UnreachableError
 from seatrial.runs.paths import RunPaths
 
 _LAST_LINES_S = 20.0
 _AT_ONCE = 16
 _TELL_S = 300.0
+_BEGIN_S = 60.0
+"""For a node to take the pod, and to start it."""
 _POLL_S = 0.3
 _TELL_EVERY_S = 60.0
 _ENDED = {"Succeeded", "Failed"}
@@ -52,6 +54,8 @@ class Followed:
             with self.delivery.alone() as alone:
                 if alone:
                     self._bring(found.state.is_terminal)
+        if self.notes:
+            return JobState(found.state, "; ".join(filter(None, (found.reason, *self.notes))))
         return found
 
     def _bring(self, is_last: bool) -> None:
@@ -97,15 +101,15 @@ class Followed:
         """Asks the volume for what the logs no longer have, in a pod of its own."""
         assert self.delivery is not None
         lacks = self.delivery.missing()
-        if not lacks and self.delivery.ended:
-            return
+        if not self.delivery.pods or (not lacks and self.delivery.ended):
+            return  # nothing has run yet, or all is here
         self._asked_at = time.monotonic()
         try:
             self.tell()
-        except (PlatformError, LookupError) as error:
-            told = error.what if isinstance(error, PlatformError) else str(error)
+        except (SeatrialError, LookupError) as error:
+            told = error.what if isinstance(error, SeatrialError) else str(error)
             some = ", ".join(lacks[:3]) if lacks else "the end of the run"
-            self.notes.append(f"not all came ({some}): {told}")
+            self.notes = [f"not all came here ({some}): {told}"]
 
     def tell(self) -> None:
         """Has a pod print the run's files once more, from where the copy is.
@@ -127,7 +131,7 @@ class Followed:
                 phase = self.api.get(f"{path}/{name}").get("status", {}).get("phase")
                 if phase in _ENDED:
                     break
-                if time.monotonic() > until:
+                if time.monotonic() > (until if phase == "Running" else until - _TELL_S + _BEGIN_S):
                     raise PlatformError(
                         "the pod that reads the volume does not end", evidence=f"{name} is {phase}"
                     )

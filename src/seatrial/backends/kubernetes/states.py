@@ -122,5 +122,6 @@ def pod_failed(pod: Object) -> str:
         ended = (container.get("state") or {}).get("terminated") or {}
         if ended.get("exitCode"):
             reason = "" if ended.get("reason") in {None, "Error"} else f", {ended['reason']}"
+            reason += f": {ended['message']}" if ended.get("message") else ""
             return f"pod {name}: exit code {ended['exitCode']}{reason}"
     return ""
