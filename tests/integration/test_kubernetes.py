@@ -251,7 +251,7 @@ class TestTraining:
             "train.epochs=400",
             "train.max_steps=2500",
         )
-        until(lambda: list(mirror.glob("*/checkpoints/step_*/COMMITTED.json")))
+        until(lambda: "step_000040" in str(list(pods.volume.glob("runs/*/checkpoints/*"))))
         cluster.evict(cluster.pods()[0]["metadata"]["name"])
         _, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr

@@ -44,6 +44,7 @@ runs.add_command(pull)
 @click.option("--json", "as_json", is_flag=True, help="The manifest and the evidence as JSON.")
 def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
     """How a run stands: state, attempts, verdict, evidence."""
+    from seatrial.launch import launcher
     from seatrial.runs.evidence import read_evidence
     from seatrial.runs.files import read_json_lines
     from seatrial.runs.manifest import read_manifest
@@ -77,7 +78,7 @@ def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
         click.echo(f"{found.verdict:<10} {found.check}: {found.message}")
     if paths.report.exists():
         click.echo(f"page       {paths.report}")
-    if url_of(paths) is not None:
+    if url_of(paths) is not None and (launcher.is_elsewhere(paths) or not paths.remote.exists()):
         click.echo(f"mirror     {url_of(paths)}: {describe(missing(paths), []) or 'all is there'}")
     return 0
 

@@ -76,6 +76,7 @@ class Pod:
         self._args, self._env = args, environment
         self._rank = int(environment[args.node_rank_from])
         self._paths = RunPaths(args.run_dir)
+        self._cargo = Path(environment["SEATRIAL_CARGO"])
         self._signals: list[int] = []
         self._lock = threading.Lock()
 
@@ -84,8 +85,9 @@ class Pod:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
         pod = self._env.get("SEATRIAL_POD", socket.gethostname())
-        cargo, parcels = (Path(self._env[name]) for name in ("SEATRIAL_CARGO", "SEATRIAL_PARCELS"))
-        start = Start(self._paths, self._args.first_attempt, self._rank, pod, cargo, parcels)
+        start = Start(
+            self._paths, self._args.first_attempt, self._rank, pod, self._cargo, Path(self._env["SEATRIAL_PARCELS"])
+        )  # fmt: skip
         if self._rank == 0:
             plan = start.begin(lambda: self._bring_back(start.cargo_plan()))
         else:
@@ -240,11 +242,15 @@ class Pod:
         argv = [plan.python, "-m", "seatrial", "runs", "pull", plan.run_id, "--from", url, "--models"]
         done = command.run([*argv, "--runs-dir", str(self._paths.root.parent)], timeout_s=_MIRROR_S)
         said = (done.stderr or done.stdout).strip().splitlines()
-        say(f"from its mirror: {said[-1] if said else 'nothing'}")
-        if done.returncode and plan.attempt > 0:
+        if done.returncode == int(ExitCode.BAD_REQUEST) and plan.attempt == 0:
+            say(f"{url} has nothing of this run yet")
+        elif done.returncode:
+            # To begin anew would throw away what is there.
             raise PlatformError(
                 "the run could not be brought back from its mirror", evidence="\n".join(said[-5:])
             )
+        else:
+            say(f"brought back from {url}")
 
     def _keep(self, plan: LaunchPlan) -> None:
         """Where no volume keeps the run: all of it goes to its mirror before the pod does."""
@@ -259,7 +265,7 @@ class Pod:
     def _mirror_of(self, plan: LaunchPlan) -> str | None:
         if plan.platform["spec"]["claim"] is not None:
             return None
-        return (read_json(self._paths.spec) or {}).get("artifacts")
+        return (read_json(self._cargo / "spec.json") or {}).get("artifacts")
 
     def _print(self, line: bytes) -> None:
         with self._lock:
