@@ -65,7 +65,7 @@ def drain(
     if acceptance.platform != "slurm" or acceptance.profile == "rehearsal":
         raise SpecError(
             "there is nothing to drain here", evidence=f"the platform is {acceptance.platform!r} ({acceptance.profile})",
-            remedy="--drain is for Slurm",
+            remedy="--drain is for Slurm; launches on Kubernetes leave such nodes out by themselves, kubectl cordon does it for all",
         )  # fmt: skip
     nodes = at_fault(acceptance)
     most = max(1, math.floor(max_share * len(acceptance.nodes)))

@@ -29,6 +29,10 @@ _VERBS = {
     "rollback": ("rollback:rollback", "Make an earlier version current again."),
     "releases": ("releases:releases", "List, show and verify what was promoted."),
     "prune": ("prune:prune", "Make room: show what can go, ask, remove it."),
+    "render": (
+        "render:render",
+        "Print what a platform would be given: a batch script, or Kubernetes objects.",
+    ),
     "snapshot": ("snapshot:snapshot", "Write down what this machine is; tell what has changed since."),
     "monitor": ("monitor:monitor", "Prometheus: export runs and GPUs, or start a whole stack."),
     "runs": ("runs:runs", "List, show, follow, cancel and resume runs."),

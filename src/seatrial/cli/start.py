@@ -123,7 +123,7 @@ def start_new(
     planned = _plan(
         allowed, paths, machine, 0, stages(at),
         after=handle_of(after, paths.root.parent, backend) if after else "",
-        afterwards=afterwards(at, (*then, *mirrored(spec))) if detach or there is not None else (), there=there,
+        afterwards=afterwards(at, (*then, *mirrored(spec))) if _by_itself(spec, detach, there) else (), there=there,
     )  # fmt: skip
     if isinstance(spec, RunSpec) and look:
         say("looking at data and model")
@@ -188,6 +188,11 @@ def start_attempt(
     submitted = launcher.submit(planned, backend, changes)
     if not detach:
         follow(submitted, show_ranks=isinstance(spec, ScriptSpec))
+
+
+def _by_itself(spec: AnySpec, detach: bool, there: There | None) -> bool:
+    """Whether the job itself does what follows it. A test's verdict is signed by whoever asked for it, where its pods can't."""
+    return (detach and there is None) or (there is not None and not isinstance(spec, CheckSpec))
 
 
 def _there(spec: AnySpec, paths: RunPaths, backend: Backend, *, is_new: bool) -> There | None:

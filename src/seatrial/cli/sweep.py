@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from seatrial import command
-from seatrial.backends.base import Backend, Mirrors, StartsAhead, SubmitsMany
+from seatrial.backends.base import Backend, Delivers, Mirrors, StartsAhead, SubmitsMany
 from seatrial.backends.machine import Machine
 from seatrial.cli.follow_many import Following, follow_all
 from seatrial.cli.outcome import conclude
@@ -94,6 +94,11 @@ def start_sweep(
             evidence=f"resources.on is {first.resources.on}",
             remedy=f"log in on {first.resources.on.removeprefix('ssh://')}, and start it there with --on slurm",
         )
+    if isinstance(backend, Delivers):
+        raise SpecError(
+            "sweeps are not started in pods yet", evidence=f"resources.on is {first.resources.on}",
+            remedy="one seatrial train --on k8s --detach for each point: jobs there wait for room by themselves",
+        )  # fmt: skip
     at_once = backend if isinstance(backend, SubmitsMany) and backend.takes_many else None
     if detach and at_once is None:
         raise SpecError(

@@ -28,6 +28,8 @@ NONE = "none"
 """In the place of a verdict's file: go by none."""
 _CHECK = "acceptance"
 _REMEDY = "seatrial check    (or --verdict none, to go on all the same)"
+_LEAVE_OUT = ("slurm", "k8s")
+"""Platforms that can be told which nodes not to use."""
 _MOST_NOTES = 3
 _MOST_LEFT_OUT = 10
 _MEASURED = {Verdict.PASS, Verdict.WARN, Verdict.FAIL}
@@ -107,6 +109,10 @@ def apply(spec: _Spec, admission: Admission, platform: str) -> _Spec:
         return spec
     if platform == "local":
         raise _failed("this machine failed its acceptance test", admission.exclude)
+    if platform == "k8s":
+        left_out = dict.fromkeys([*spec.kubernetes.exclude, *admission.exclude])
+        pods = spec.kubernetes.model_copy(update={"exclude": tuple(left_out)})
+        return cast(_Spec, spec.model_copy(update={"kubernetes": pods}))
     if platform != "slurm":
         raise _failed(
             f"nodes failed their acceptance test, and {platform} can't leave them out", admission.exclude
@@ -198,7 +204,7 @@ def _weigh(
     ]  # fmt: skip
     known = sum(node.verdict in _MEASURED for node, _ in standing.values())
     said = f"{known} nodes tested by {', '.join(entry['run_id'] for entry in used)}"
-    if platform != "slurm" and failed:
+    if platform not in _LEAVE_OUT and failed:
         return Admission(_evidence(Verdict.FAIL, "; ".join(exclude.values()), known), exclude, notes, used)
     if exclude:
         out = [f"left out: {name}: {why}" for name, why in exclude.items()]

@@ -72,6 +72,8 @@ class KubernetesSpec(Section):
     """Resource that gives a pod its RDMA devices: rdma/ib: 8, or rdma/ib for one; auto takes what the nodes offer [default: none]."""
     ipc_lock: bool = False
     """Let the pods lock memory (IPC_LOCK): RDMA often needs it, and Pod Security refuses it in baseline and restricted namespaces."""
+    privileged: bool = False
+    """For an acceptance test: pods that are root and see the node's devices and kernel log. Without it, what they can't see is unmeasured, and said."""
     queue: str | None = None
     """Kueue's LocalQueue: the job is suspended until it is admitted."""
     priority_class: str | None = None
@@ -88,7 +90,7 @@ class KubernetesSpec(Section):
     """Environment variables of the pods; nothing secret."""
     secrets: dict[str, str] = Field(default={})
     """Environment variables from Secrets of the namespace, as SECRET/KEY."""
-    user: Annotated[int, Field(ge=1)] = 1000
+    user: Annotated[int, Field(ge=1)] = 1001
     """User and group id that the pods run as; the claim must let them write."""
     max_requeues: Annotated[int, Field(ge=0)] = 20
     """How often the job may start again after a preemption or a drain."""

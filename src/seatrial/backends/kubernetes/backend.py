@@ -56,6 +56,7 @@ class KubernetesBackend:
         self._followed: dict[str, Followed] = {}
         self._parcels: dict[str, Object] = {}
         self._versions: dict[tuple[str, str], str] = {}
+        self._last: Api | None = None
 
     def api(self, asked: KubernetesSpec) -> Api:
         """The connection to a cluster; one for each context and namespace."""
@@ -72,7 +73,7 @@ class KubernetesBackend:
 
     def cluster(self) -> str:
         """The cluster's identity: that of its kube-system namespace, or, for those who may not see it, its address."""
-        api = self._last
+        api = self._last or self.api(KubernetesSpec())
         try:
             return str(api.get("/api/v1/namespaces/kube-system")["metadata"]["uid"])
         except (ForbiddenError, NotFoundError):
@@ -239,7 +240,7 @@ class KubernetesBackend:
         ):
             return known
         context = None if handle.context == "in-cluster" else handle.context
-        api = self.api(KubernetesSpec(context=context, namespace=handle.namespace))
+        api = self._last = self.api(KubernetesSpec(context=context, namespace=handle.namespace))
         observer = Observer(api, handle, self._version(api, handle.kind), _selector(handle))
         self._followed[key] = Followed(api, handle, observer, paths)
         return self._followed[key]

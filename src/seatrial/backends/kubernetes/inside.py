@@ -35,6 +35,7 @@ _RECORD_S = 30.0
 _RESOLVE_S = 600.0
 _CHECK_IN_S = 1800
 """How long pods wait for each other: images are large, and nodes may have to come up first."""
+_NAMES_S = 300.0
 _MIRROR_S = 3600.0
 _INSPECT_S = 6 * 3600.0
 _LAST_LINES = 20
@@ -85,8 +86,9 @@ class Pod:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
         pod = self._env.get("SEATRIAL_POD", socket.gethostname())
-        start = Start(
-            self._paths, self._args.first_attempt, self._rank, pod, self._cargo, Path(self._env["SEATRIAL_PARCELS"])
+        node = self._env.get("SEATRIAL_NODE_NAME") or socket.gethostname()
+        start = self._start = Start(
+            self._paths, self._args.first_attempt, self._rank, pod, node, self._cargo, Path(self._env["SEATRIAL_PARCELS"])
         )  # fmt: skip
         if self._rank == 0:
             plan = start.begin(lambda: self._bring_back(start.cargo_plan()))
@@ -152,9 +154,14 @@ class Pod:
             "SEATRIAL_NODE_RANK": str(self._rank),
             "SEATRIAL_CHECK_IN_S": str(_CHECK_IN_S),
         }
-        if plan.nodes > 1:
+        if plan.nodes > 1 or plan.conducts == "checks":
             address = self._env.get("SEATRIAL_POD_IP") if self._rank == 0 else None
             environment["SEATRIAL_LEAD"] = f"{address or self._address(host)}:{port}"
+            if self._rank == 0:
+                # A test names nodes in its verdict, and waits to know them; elsewhere names are for messages.
+                patience_s = _NAMES_S if plan.conducts == "checks" else 0.0
+                names = self._start.nodes(plan, patience_s, lambda: bool(self._signals))
+                environment["SEATRIAL_HOSTS"] = ",".join(names)
         if plan.time_limit_s is not None:
             environment["SEATRIAL_DEADLINE"] = str(time.time() + plan.time_limit_s)
         argv = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
@@ -65,6 +66,21 @@ def token_of(order: Order, token: str) -> Object:
         "apiVersion": "v1", "kind": "Secret", "metadata": order.metadata, "immutable": True, "type": "Opaque",
         "stringData": {TOKEN_KEY: token},
     }  # fmt: skip
+
+
+def released(objects: list[Object]) -> list[Object]:
+    """All of them, with a job that does not wait for anybody but its queue."""
+    *others, job = objects
+    kind = next(kind for kind, (_, name, _) in KINDS.items() if name == job["kind"])
+    if _QUEUE in job["metadata"]["labels"]:
+        return objects
+    *way, last = path_suspend(kind)
+    job = copy.deepcopy(job)
+    section = job
+    for part in way:
+        section = section[part]
+    section[last] = False
+    return [*others, job]
 
 
 def path_suspend(kind: str) -> tuple[str, ...]:

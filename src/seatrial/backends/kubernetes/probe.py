@@ -45,14 +45,32 @@ def probe(api: Api, spec: AnySpec) -> Machine:
         evidence=f"{target.evidence}; {seen}",
         nodes=len(able) if nodes is not None else spec.resources.nodes,
         platform="k8s",
-        native=resolved(asked, target, found, api),
+        native=_native(asked, target, found, api.context, api.namespace),
     )
 
 
-def resolved(asked: KubernetesSpec, target: Target, found: Share, api: Api) -> dict[str, Any]:
+def unseen(spec: AnySpec) -> Machine:
+    """What the recipe says that a node has, for a plain Job; no cluster is asked.
+
+    Raises:
+        SpecError: it does not say enough.
+    """
+    _check_spec(spec)
+    asked = spec.kubernetes
+    gpus = _gpus_unseen(spec)
+    found = _share(asked, spec, [], gpus)
+    target = Target("job", "batch/v1", "jobs", "a plain Job, as asked for")
+    native = _native(asked, target, found, asked.context or "none", asked.namespace or "default")
+    names = tuple("gpu" for _ in range(gpus))
+    return Machine("a node", max(1, int(found.cpu)), names, "the recipe", spec.resources.nodes, "k8s", native)
+
+
+def _native(
+    asked: KubernetesSpec, target: Target, found: Share, context: str, namespace: str
+) -> dict[str, Any]:
     """What rendering needs beside the recipe, as plain data."""
     return {
-        "target": target.to_dict(), "context": api.context, "namespace": api.namespace, "cpu": cpu_text(found.cpu),
+        "target": target.to_dict(), "context": context, "namespace": namespace, "cpu": cpu_text(found.cpu),
         "memory": memory_text(found.memory), "shm": memory_text(found.shm),
         "rdma": None if found.rdma is None else list(found.rdma), "gpus": found.gpus,
     }  # fmt: skip
@@ -64,6 +82,11 @@ def _check_spec(spec: AnySpec) -> None:
         raise SpecError(
             "there is no image for the pods", evidence="kubernetes.image is not set",
             remedy="kubernetes.image=REGISTRY/NAME:TAG    (deploy/Dockerfile makes one)",
+        )  # fmt: skip
+    if asked.privileged and not isinstance(spec, CheckSpec):
+        raise SpecError(
+            "only an acceptance test may run privileged", evidence="kubernetes.privileged is set",
+            remedy="leave it out    (kubernetes.ipc_lock lets a run lock memory)",
         )  # fmt: skip
     if asked.claim is None and spec.resources.nodes > 1:
         raise SpecError(
@@ -137,9 +160,9 @@ def _gpus_unseen(spec: AnySpec) -> int:
     asked, gpus = spec.kubernetes, spec.resources.gpus_per_node
     if gpus == "auto" or (gpus and (asked.cpu is None or asked.memory is None)):
         raise SpecError(
-            "what the nodes have can't be seen by you, so it must be said",
-            evidence="you may not list nodes; resources.gpus_per_node, kubernetes.cpu and kubernetes.memory are not all set",
-            remedy="resources.gpus_per_node=8 kubernetes.cpu=112 kubernetes.memory=1200Gi    (or a ClusterRole that lets you list nodes)",
+            "what the nodes have can't be seen, so it must be said",
+            evidence="no node was seen; resources.gpus_per_node, kubernetes.cpu and kubernetes.memory are not all set",
+            remedy="resources.gpus_per_node=8 kubernetes.cpu=112 kubernetes.memory=1200Gi    (0 GPUs for a run on processors; or a ClusterRole that lets you list nodes)",
         )
     return int(gpus)
 

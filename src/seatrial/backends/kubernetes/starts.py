@@ -39,6 +39,7 @@ class Start:
         first: the attempt that the job was submitted for.
         node_rank: of the pod.
         pod: its name, which no other start has.
+        node: the machine that it is on.
         cargo: directory with the run's own files, as they were sent along.
         parcels: directory with code and data, as they were sent along.
     """
@@ -49,11 +50,13 @@ class Start:
         first: int,
         node_rank: int,
         pod: str,
+        node: str,
         cargo: Path,
         parcels: Path,
     ) -> None:
         self._paths, self._first, self._rank, self._pod = paths, first, node_rank, pod
         self._cargo, self._parcels = cargo, parcels
+        self._me = f"{pod}\n{node}\n"
         self.ended: dict[str, Any] | None = None
         """The run's last word, where it has ended already: a pod that was started again in vain."""
 
@@ -93,7 +96,7 @@ class Start:
         if index == self._first:
             for name in CARGO_FILES:
                 self._take(name)
-        write_text(self._mark(index, 0), self._pod)
+        write_text(self._mark(index, 0), self._me)
         write_plan(plan)  # last: the other pods wait for it
         return plan
 
@@ -116,7 +119,7 @@ class Start:
                     index += 1
                     continue
             elif plan_path(self._paths.root, index).exists():
-                write_text(mark, self._pod)
+                write_text(mark, self._me)
                 return read_plan(self._paths.root, index)
             time.sleep(_POLL_S)
         if given_up():
@@ -125,6 +128,20 @@ class Start:
             "the first pod has not begun", evidence=f"waited {patience_s:.0f} s for {plan_path(self._paths.root, index)}",
             remedy="seatrial runs why RUN",
         )  # fmt: skip
+
+    def nodes(self, plan: LaunchPlan, patience_s: float, given_up: Callable[[], bool]) -> list[str]:
+        """The machines that the pods of an attempt are on, by node rank; of those that are not there in time, no more than that."""
+        until = time.monotonic() + patience_s
+        names: dict[int, str] = {}
+        while len(names) < plan.nodes:
+            for node_rank in set(range(plan.nodes)) - names.keys():
+                mark = self._mark(plan.attempt, node_rank)
+                if mark.exists():
+                    names[node_rank] = mark.read_text(encoding="utf-8").split("\n")[1]
+            if time.monotonic() > until or given_up():
+                break
+            time.sleep(_POLL_S)
+        return [names.get(node_rank) or f"pod-{node_rank}" for node_rank in range(plan.nodes)]
 
     def _take(self, name: str) -> None:
         """A file of the cargo; evidence only where it goes on from what is here, so that no row is lost."""

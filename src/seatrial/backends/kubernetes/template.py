@@ -109,7 +109,7 @@ def pod_spec(order: Order, *, container: str, rank_from: str, lead: str) -> Obje
         "terminationGracePeriodSeconds": order.grace_s,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
+        "securityContext": {} if asked.privileged else {
             "runAsNonRoot": True, "runAsUser": asked.user, "runAsGroup": asked.user, "fsGroup": asked.user,
             "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -165,7 +165,7 @@ def _container(order: Order, name: str, rank_from: str, lead: str) -> Object:
             {"name": "tmp", "mountPath": "/tmp"},
             *({"name": f"mount-{i}", "mountPath": path} for i, path in enumerate(sorted(asked.mounts))),
         ],
-        "securityContext": {
+        "securityContext": {"privileged": True, "runAsUser": 0} if asked.privileged else {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": capabilities,
         },
     }  # fmt: skip
