@@ -157,7 +157,9 @@ def _rdma(nodes: list[Node] | None) -> Iterator[Evidence]:
         return
     offers = {name: sum(1 for node in nodes if name in node.rdma) for node in nodes for name in node.rdma}
     if offers:
-        told = ", ".join(f"{name} on {count} nodes" for name, count in sorted(offers.items()))
+        told = ", ".join(
+            f"{name} on {count} node{'s' if count > 1 else ''}" for name, count in sorted(offers.items())
+        )
         yield _of("rdma", Verdict.PASS, f"{told}    (kubernetes.rdma=auto asks for it)")
     else:
         yield _of("rdma", Verdict.SKIP, "no node offers RDMA devices: several nodes talk over TCP")

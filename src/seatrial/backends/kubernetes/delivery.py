@@ -19,7 +19,7 @@ from typing import Any
 from seatrial.backends.kubernetes import records
 from seatrial.backends.kubernetes.api import Api, NotFoundError
 from seatrial.backends.kubernetes.records import End, Grown, Piece
-from seatrial.errors import PlatformError
+from seatrial.errors import PlatformError, SpecError
 from seatrial.runs.files import read_json, sync_directory, write_json
 from seatrial.runs.paths import RunPaths
 
@@ -79,6 +79,9 @@ class PodLog:
                     break
             except NotFoundError:
                 break
+            except SpecError:
+                if ended:
+                    break  # its container never began: there is no log
             except PlatformError:
                 pass  # not begun yet, or cut: it is asked again
             time.sleep(_AGAIN_S)

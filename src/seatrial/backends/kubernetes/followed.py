@@ -13,7 +13,7 @@ from seatrial.backends.kubernetes.delivery import Delivery, PodLog, PodState
 from seatrial.backends.kubernetes.names import MANAGED, Handle
 from seatrial.backends.kubernetes.observe import Observer, index_of
 from seatrial.backends.kubernetes.states import job_state
-from seatrial.errors import PlatformError, SeatrialError, UnreachableError
+from seatrial.errors import PlatformError, SeatrialError, SpecError, UnreachableError
 from seatrial.runs.paths import RunPaths
 
 _LAST_LINES_S = 20.0
@@ -148,7 +148,7 @@ class Followed:
 def _read(log: PodLog) -> None:
     try:
         log.read()
-    except (NotFoundError, UnreachableError):
+    except (NotFoundError, SpecError, UnreachableError):
         return  # it is gone, or not begun
 
 
