@@ -122,7 +122,7 @@ class TestAScript:
         owners = {ref["name"] for body in kept for ref in body["metadata"]["ownerReferences"]}
         [job] = pods.cluster.store.every(kinds.JOBS, "ml")
         assert owners == {job["metadata"]["name"]}
-        pods.cluster._delete(kinds.JOBS, "ml", job["metadata"]["name"], "Background", None)
+        pods.cluster.delete_job(job["metadata"]["name"])
         until(lambda: not pods.cluster.pods())
         for resource in (kinds.CONFIG_MAPS, kinds.SECRETS, kinds.SERVICES):
             assert pods.cluster.store.every(resource, "ml") == []

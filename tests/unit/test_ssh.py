@@ -143,7 +143,7 @@ class TestOrder:
         (project / "a.py").write_text("")
         data.write_text("text,label\n")
         spec = RunSpec(name="n", model="cluster:/models/bert", data=DataSpec(path=str(data)), slurm=REMOTE)
-        parcel = outside.pack(spec, project, project / "runs")
+        parcel = outside.pack(spec, project, project / "runs", outside.limits_of(spec))
         assert parcel.paths == {"model": "/models/bert"}
         given = outside.order(
             spec, parcel, "/d", run_id="n-1", argv=["seatrial"], then=["predict"], after=None
@@ -164,7 +164,7 @@ class TestOrder:
             cwd=str(tmp_path / "sub"),
             slurm=REMOTE,
         )
-        parcel = outside.pack(spec, tmp_path, tmp_path / "runs")
+        parcel = outside.pack(spec, tmp_path, tmp_path / "runs", outside.limits_of(spec))
         given = outside.order(spec, parcel, "/d", run_id="s-1", argv=[], then=[], after=None)
         there = f"/d/code/{parcel.code.tree.sha256}"
         assert given["values"]["command"] == [f"{there}/sub/a.py", "/elsewhere"]

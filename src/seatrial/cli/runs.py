@@ -44,7 +44,7 @@ runs.add_command(pull)
 @click.option("--json", "as_json", is_flag=True, help="The manifest and the evidence as JSON.")
 def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
     """How a run stands: state, attempts, verdict, evidence."""
-    from seatrial.launch import launcher
+    from seatrial.launch import copies
     from seatrial.runs.evidence import read_evidence
     from seatrial.runs.files import read_json_lines
     from seatrial.runs.manifest import read_manifest
@@ -78,7 +78,7 @@ def show(run: str, runs_dir: Path | None, as_json: bool) -> int:
         click.echo(f"{found.verdict:<10} {found.check}: {found.message}")
     if paths.report.exists():
         click.echo(f"page       {paths.report}")
-    if url_of(paths) is not None and (launcher.is_elsewhere(paths) or not paths.remote.exists()):
+    if url_of(paths) is not None and (copies.is_elsewhere(paths) or not paths.remote.exists()):
         click.echo(f"mirror     {url_of(paths)}: {describe(missing(paths), []) or 'all is there'}")
     return 0
 
@@ -200,7 +200,7 @@ def resume(
     """
     from seatrial.cli.outcome import conclude
     from seatrial.cli.start import start_attempt
-    from seatrial.launch import launcher
+    from seatrial.launch import copies, launcher
     from seatrial.launch.inspect import inspect
     from seatrial.launch.plan import stages_of
     from seatrial.runs import lock
@@ -212,7 +212,7 @@ def resume(
     from seatrial.spec.run import RunSpec, ScriptSpec
 
     paths = _find(run, runs_dir)
-    if paths.remote.exists() and launcher.is_elsewhere(paths):
+    if paths.remote.exists() and copies.is_elsewhere(paths):
         from seatrial.cli import outside
 
         return outside.resume(

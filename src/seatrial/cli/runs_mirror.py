@@ -62,7 +62,7 @@ def push(run: str, url: str | None, warn_only: bool, runs_dir: Path | None) -> i
 def pull(run: str, url: str | None, models: bool, runs_dir: Path | None) -> int:
     """Bring RUN here: from the cluster that it was sent to, or from its mirror, each file verified."""
     from seatrial.cli import outside
-    from seatrial.launch import launcher
+    from seatrial.launch import copies
     from seatrial.runs.manifest import find_run
     from seatrial.runs.mirror import url_of
     from seatrial.runs.paths import runs_dir as default_runs_dir
@@ -72,7 +72,7 @@ def pull(run: str, url: str | None, models: bool, runs_dir: Path | None) -> int:
     root = default_runs_dir(runs_dir)
     if url is None:
         paths = find_run(run, root)
-        if paths.remote.exists() and not launcher.is_elsewhere(paths):
+        if paths.remote.exists() and not copies.is_elsewhere(paths):
             return _tell(paths, models=models)
         if paths.remote.exists():
             outside.pull(paths, models=models)

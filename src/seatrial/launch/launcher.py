@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import platform
@@ -16,8 +15,9 @@ from typing import Any
 
 import seatrial
 from seatrial.backends import registry
-from seatrial.backends.base import Backend, Delivers, JobHandle, JobRequest, Mirrors
+from seatrial.backends.base import Backend, JobHandle, JobRequest, Mirrors
 from seatrial.errors import ExitCode, PlatformError, SeatrialError, SpecError, from_dict
+from seatrial.launch import copies
 from seatrial.launch.source import Source, git_state
 from seatrial.runs import commit, lock
 from seatrial.runs import evidence as proof
@@ -202,13 +202,14 @@ def settle(paths: RunPaths) -> Manifest:
     manifest = read_manifest(paths)
     if manifest.state.is_terminal:
         return manifest
-    if paths.remote.exists() and is_elsewhere(paths):
+    if paths.remote.exists() and copies.is_elsewhere(paths):
         backend = registry.get("ssh")
         assert isinstance(backend, Mirrors)
         return backend.look(paths)
     if not manifest.attempts:
         return manifest
-    _deliver(paths, manifest)
+    if manifest.attempt.handle is not None:
+        copies.deliver(paths, manifest.attempt.handle)
     added = _add_begun(paths, manifest)
     record = manifest.attempt
     attempt = paths.attempt(record.index)
@@ -250,22 +251,6 @@ def settle(paths: RunPaths) -> Manifest:
     _collect(paths, manifest)
     write_manifest(paths, manifest)
     return manifest
-
-
-def is_elsewhere(paths: RunPaths) -> bool:
-    """Of a copy: whether Seatrial where the run is keeps its manifest, and not this one here."""
-    return bool((read_json(paths.remote) or {}).get("platform", "ssh") == "ssh")
-
-
-def _deliver(paths: RunPaths, manifest: Manifest) -> None:
-    """Brings what the nodes have written, where they write elsewhere; a platform that is away changes nothing."""
-    if not paths.remote.exists() or manifest.attempt.handle is None:
-        return
-    handle = JobHandle.parse(manifest.attempt.handle)
-    backend = registry.get(handle.backend)
-    if isinstance(backend, Delivers):
-        with contextlib.suppress(PlatformError):  # it is asked for the state next, and told of then
-            backend.deliver(paths, handle)
 
 
 def failure_of(manifest: Manifest) -> SeatrialError | None:

@@ -17,7 +17,7 @@ from seatrial.backends.ssh.connection import Connection, open_login
 from seatrial.backends.ssh.mirror import Mirror, Remote
 from seatrial.backends.ssh.tree import Tree
 from seatrial.errors import PlatformError, SeatrialError, SpecError, UnreachableError
-from seatrial.launch import launcher, places, snapshot
+from seatrial.launch import copies, launcher, places, snapshot
 from seatrial.launch.launcher import Submitted
 from seatrial.launch.places import PREFIX
 from seatrial.launch.source import git_state
@@ -233,7 +233,7 @@ def resume(
 
 def not_here(paths: RunPaths, verb: str) -> SpecError:
     """The error for a verb that needs the models themselves, which a copy has not."""
-    if not launcher.is_elsewhere(paths):
+    if not copies.is_elsewhere(paths):
         where = (read_json(paths.remote) or {}).get("path", "")
         return SpecError(
             f"the models of {paths.run_id} are where its pods ran", evidence=f"on their volume, at {where}; {paths.root} is a copy without them",

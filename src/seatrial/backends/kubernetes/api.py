@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,8 +99,22 @@ class Api:
         """One object, or a list as the server has it. Raises `NotFoundError`, `ForbiddenError`, `PlatformError`."""
         return self._ask("get", path, **query)
 
-    def list(self, path: str, *, selector: str = "", field_selector: str = "") -> tuple[list[Object], str]:
-        """All objects there, asked for in pages, and the version that a watch goes on from."""
+    def list(
+        self,
+        path: str,
+        *,
+        selector: str = "",
+        field_selector: str = "",
+        keep: Callable[[Object], Object] | None = None,
+    ) -> tuple[list[Object], str]:
+        """All objects there, asked for in pages, and the version that a watch goes on from.
+
+        Args:
+            path: of the kind.
+            selector: of labels.
+            field_selector: of fields.
+            keep: what of each object is kept, where there may be very many.
+        """
         items: list[Object] = []
         more: str | None = None
         while True:
@@ -117,7 +131,8 @@ class Api:
                     raise
                 items, more = [], None  # the list is too old to go on with
                 continue
-            items += page.get("items") or []
+            found = page.get("items") or []
+            items += found if keep is None else [keep(item) for item in found]
             more = page["metadata"].get("continue")
             if not more:
                 return items, str(page["metadata"].get("resourceVersion", ""))

@@ -22,6 +22,7 @@ _TELL_S = 300.0
 _BEGIN_S = 60.0
 """For a node to take the pod, and to start it."""
 _POLL_S = 0.3
+_DRAIN_S = 0.02
 _TELL_EVERY_S = 60.0
 _ENDED = {"Succeeded", "Failed"}
 
@@ -68,12 +69,7 @@ class Followed:
         fresh = [name for name in begun if name not in self.delivery.logs]
         logs = [self.delivery.log_of(self.api, name) for name in begun]
         if self._looks == 1 or is_last:
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
-                list(
-                    pool.map(
-                        _read, [self.delivery.logs[name] for name in (begun if self._looks == 1 else fresh)]
-                    )
-                )
+            self._read([self.delivery.logs[name] for name in (begun if self._looks == 1 else fresh)], nodes)
         if self._looks > 1:
             for name in fresh if self._looks > 2 else begun:
                 self.delivery.logs[name].start()
@@ -88,6 +84,16 @@ class Followed:
             self._over = True
         elif self.delivery.gaps and time.monotonic() - self._asked_at > _TELL_EVERY_S:
             self._complete(nodes)
+
+    def _read(self, logs: list[PodLog], nodes: dict[str, int]) -> None:
+        """What the pods have written so far; it is taken while it comes, since no more than so much of it is held."""
+        assert self.delivery is not None
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            reading = [pool.submit(_read, log) for log in logs]
+            while not all(future.done() for future in reading):
+                if not self.delivery.write(nodes):
+                    time.sleep(_DRAIN_S)
+        self.delivery.write(nodes)
 
     def _await(self, logs: list[PodLog], nodes: dict[str, int]) -> None:
         assert self.delivery is not None
@@ -137,9 +143,8 @@ class Followed:
                     )
                 time.sleep(_POLL_S)
             log = PodLog(self.api, name, self.delivery.pods.setdefault(name, PodState()), self.delivery.lines)
-            log.read()
             self.delivery.gaps.clear()
-            self.delivery.write({name: 0})
+            self._read([log], {name: 0})
         finally:
             self.delivery.pods.pop(name, None)
             self.api.delete(f"{path}/{name}", propagation="Background")

@@ -15,6 +15,7 @@ from typing import Any
 from seatrial.errors import SpecError
 from seatrial.testing.kubernetes import admission, certificate, kinds
 from seatrial.testing.kubernetes.faults import Faults
+from seatrial.testing.kubernetes.garbage import Garbage
 from seatrial.testing.kubernetes.jobs import Jobs
 from seatrial.testing.kubernetes.kubelet import Kubelet, remove
 from seatrial.testing.kubernetes.operators import Operators
@@ -80,9 +81,10 @@ class FakeKubernetes:
         self._version, self._token = version, secrets.token_hex(16)
         self._events: dict[tuple[str, str, str], str] = {}
         self._over = threading.Event()
+        self._garbage = Garbage(self.store, self.resources)
         self.kubelet = Kubelet(self.store, self.directory, self._event)
-        self._jobs = Jobs(self.store, self.create_pod, self._delete_pod, self._event)
-        self._operators = Operators(self.store, self.resources, self.create_pod, self._delete_pod)
+        self._jobs = Jobs(self.store, self.create_pod, self._garbage.delete_pod, self._event)
+        self._operators = Operators(self.store, self.resources, self.create_pod, self._garbage.delete_pod)
         self._queue = Queue(self.store) if "kueue" in installed else None
         self._scheduler = Scheduler(self.store, self._event)
         self._namespace(namespace)
@@ -98,7 +100,7 @@ class FakeKubernetes:
             raise SpecError("a pretend cluster needs a directory of its own", evidence=str(self.directory))
         self.directory.mkdir(parents=True, exist_ok=True)
         self.api = Api(
-            self.store, self.resources, self.faults, self._delete, self._create, self.kubelet.log, self._version, self._token
+            self.store, self.resources, self.faults, self._garbage.delete, self._create, self.kubelet.log, self._version, self._token
         )  # fmt: skip
         context, self.certificate = certificate.make(self.directory)
         self._server = serve(self.api, context)
@@ -168,7 +170,7 @@ class FakeKubernetes:
             "resources": {"requests": {"storage": "1Ti"}},
         }
         self.add(kinds.CLAIMS, {"metadata": {"name": name}, "spec": spec, "status": {"phase": "Bound"}})
-        return self.kubelet.claim(self.namespace, name)
+        return self.kubelet.around.claim(self.namespace, name)
 
     def add_quota(self, name: str, **hard: str) -> None:
         """A ResourceQuota: ``add_quota("gpu", **{"requests.nvidia.com/gpu": "8"})``."""
@@ -186,7 +188,11 @@ class FakeKubernetes:
 
     def delete_pod(self, name: str) -> None:
         """As ``kubectl delete pod`` does."""
-        self._delete_pod(self.store.get(kinds.PODS, self.namespace, name))
+        self._garbage.delete_pod(self.store.get(kinds.PODS, self.namespace, name))
+
+    def delete_job(self, name: str, propagation: str = "Background") -> None:
+        """As ``kubectl delete job`` does."""
+        self._garbage.delete(kinds.JOBS, self.namespace, name, propagation, None)
 
     def drain(self, node: str) -> None:
         """Cordons a node and evicts its pods, which have their grace."""
@@ -212,7 +218,7 @@ class FakeKubernetes:
         self.store.update(
             kinds.PODS, pod, lambda item: item["status"].setdefault("conditions", []).append(condition)
         )
-        self._delete_pod(pod)
+        self._garbage.delete_pod(pod)
 
     def kill_container(self, name: str, *, oom: bool = False) -> None:
         """Kills a pod's first process, as the kernel does where memory is short."""
@@ -262,85 +268,6 @@ class FakeKubernetes:
             pod["status"] = {"phase": "Pending", "qosClass": "BestEffort" if gpu_only else "Guaranteed"}
             return self.store.create(kinds.PODS, namespace, pod, dry_run=dry_run)
 
-    def _delete(
-        self, resource: Resource, namespace: str, name: str, propagation: str | None, grace_s: int | None
-    ) -> Object:
-        with self.store.changed:
-            body = self.store.get(resource, namespace, name)
-            if resource == kinds.PODS:
-                self._delete_pod(body, grace_s)
-                return body
-            owns = resource in {kinds.JOBS, kinds.JOB_SETS, kinds.TRAIN_JOBS, kinds.PYTORCH_JOBS}
-            # Without a policy, the API leaves the pods of a batch/v1 Job where they are.
-            policy = propagation or ("Orphan" if resource == kinds.JOBS else "Background")
-            mark = {"Orphan": "orphan", "Foreground": "foregroundDeletion"}.get(policy)
-            deleted = {"deletionTimestamp": stamp(), "deletionGracePeriodSeconds": 0}
-            if owns and mark is not None:
-
-                def change(item: Object) -> None:
-                    item["metadata"] |= {
-                        **deleted,
-                        "finalizers": [*(item["metadata"].get("finalizers") or []), mark],
-                    }
-
-                return self.store.update(resource, body, change)
-            self.store.remove(resource, body)
-            self._orphaned(body, keep=policy == "Orphan")
-            return {
-                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-                "details": {"name": name, "kind": resource.plural, "uid": body["metadata"]["uid"]},
-            }  # fmt: skip
-
-    def _delete_pod(self, pod: Object, grace_s: int | None = None) -> None:
-        metadata = pod["metadata"]
-        kept = self.store.find(kinds.PODS, metadata["namespace"], metadata["name"])
-        if kept is None:
-            return
-        phase = kept["status"]["phase"]
-        over = phase in {"Succeeded", "Failed"} and not metadata.get("ownerReferences")
-        if over or not kept["spec"].get("nodeName"):
-            self.store.remove(kinds.PODS, kept)
-            return
-        grace = kept["spec"].get("terminationGracePeriodSeconds", 30) if grace_s is None else grace_s
-
-        def change(item: Object) -> None:
-            item["metadata"] |= {
-                "deletionTimestamp": item["metadata"].get("deletionTimestamp") or stamp(),
-                "deletionGracePeriodSeconds": grace,
-            }
-
-        self.store.update(kinds.PODS, kept, change)
-
-    def _orphaned(self, owner: Object, *, keep: bool) -> bool:
-        """Deletes what an object owned, or leaves it on its own; whether some of it is still there."""
-        uid, left = owner["metadata"]["uid"], False
-        for resource in self.resources:
-            for body in self.store.every(resource):
-                owners = body["metadata"].get("ownerReferences") or []
-                if not any(reference["uid"] == uid for reference in owners):
-                    continue
-                others = [reference for reference in owners if reference["uid"] != uid]
-                if keep or others:
-                    self.store.update(
-                        resource,
-                        body,
-                        lambda item, rest=others: item["metadata"].update(ownerReferences=rest),
-                    )
-                    continue
-                left = True
-                if resource == kinds.PODS:
-                    if not body["metadata"].get("deletionTimestamp"):
-                        self._delete_pod(body)
-                    elif body["status"]["phase"] in {"Succeeded", "Failed"}:
-                        self.store.remove(resource, body)
-                elif resource == kinds.JOBS and not body["metadata"].get("deletionTimestamp"):
-                    self._delete(
-                        resource, body["metadata"]["namespace"], body["metadata"]["name"], "Foreground", None
-                    )
-                elif resource != kinds.JOBS:
-                    self.store.remove(resource, body)
-        return left
-
     # --- the controllers' loop -----------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
@@ -356,32 +283,12 @@ class FakeKubernetes:
                 self.kubelet.sync()
 
     def _control(self) -> None:
-        self._collect()
+        self._garbage.collect()
         if self._queue is not None:
             self._queue.sync()
         self._operators.sync()
         self._jobs.sync()
         self._scheduler.sync()
-
-    def _collect(self) -> None:
-        """Garbage: owners that wait for what they own, and pods without an owner that have ended on their way out."""
-        for resource in (kinds.TRAIN_JOBS, kinds.JOB_SETS, kinds.PYTORCH_JOBS, kinds.JOBS):
-            for body in self.store.every(resource) if resource in self.resources else []:
-                if not body["metadata"].get("deletionTimestamp"):
-                    continue
-                keep = "orphan" in (body["metadata"].get("finalizers") or [])
-                if not self._orphaned(body, keep=keep) or keep:
-                    self.store.remove(resource, body)
-        uids = {body["metadata"]["uid"] for resource in self.resources for body in self.store.every(resource)}
-        for pod in self.store.every(kinds.PODS):
-            metadata = pod["metadata"]
-            owned = any(reference["uid"] in uids for reference in metadata.get("ownerReferences") or [])
-            if (
-                metadata.get("deletionTimestamp")
-                and pod["status"]["phase"] in {"Succeeded", "Failed"}
-                and not owned
-            ):
-                self.store.remove(kinds.PODS, pod)
 
     def _event(self, about: Object, kind: str, reason: str, message: str, *, scheduler: bool = False) -> None:
         """Tells what happened to an object. Those of the scheduler have no count and no time but eventTime (seen on 1.36)."""

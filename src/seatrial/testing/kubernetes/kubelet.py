@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,9 @@ import psutil
 
 from seatrial import command
 from seatrial.errors import PlatformError
-from seatrial.testing.kubernetes.kinds import CLAIMS, CONFIG_MAPS, PODS, SECRETS
+from seatrial.testing.kubernetes.container import Surroundings, swapped
+from seatrial.testing.kubernetes.kinds import PODS
 from seatrial.testing.kubernetes.store import Object, StatusError, Store, stamp
-
-_SYSTEM = ("/tmp", "/dev/shm")
-_PASSED_ON = (
-    "PATH",
-    "PYTHONPATH",
-    "LANG",
-    "LC_ALL",
-    "HF_HUB_OFFLINE",
-    "VIRTUAL_ENV",
-    "LD_LIBRARY_PATH",
-    "SEATRIAL_FAULT",
-)
-"""What the "image" has of this machine's environment."""
 
 
 class Running:
@@ -73,7 +60,7 @@ class Kubelet:
         self.missing_images: set[str] = set()
         self.log_bytes = 10 << 20
         """Of a log, after which it is begun anew: what came before is no longer served (containerLogMaxSize)."""
-        self._links: set[Path] = set()
+        self.around = Surroundings(store, directory)
         self._logs = directory / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._offsets: dict[str, int] = {}
@@ -93,12 +80,6 @@ class Kubelet:
                 self._finish(pod, 137, "ContainerStatusUnknown")
             else:
                 self._start(pod)
-
-    def claim(self, namespace: str, name: str) -> Path:
-        """The directory that a volume claim is."""
-        path = self._directory / "claims" / namespace / name
-        path.mkdir(parents=True, exist_ok=True)
-        return path
 
     def log(
         self, pod: Object, *, follow: bool, timestamps: bool, since: str, closed: Callable[[], bool]
@@ -140,8 +121,7 @@ class Kubelet:
             _kill(running.process.pid)
             running.process.wait(10)
         self.running.clear()
-        for link in self._links:
-            link.unlink(missing_ok=True)
+        self.around.remove_links()
 
     def _start(self, pod: Object) -> None:
         name, image = pod["metadata"]["name"], pod["spec"]["containers"][0]["image"]
@@ -156,12 +136,12 @@ class Kubelet:
             )
             return
         try:
-            volumes = self._volumes(pod)
+            volumes = self.around.volumes(pod)
         except LookupError as error:
             self._waits(pod, "ContainerCreating", "", ("FailedMount", str(error)))
             return
         try:
-            environment = self._environment(pod)
+            environment = self.around.environment(pod)
         except LookupError as error:
             self._waits(pod, "CreateContainerConfigError", str(error), ("Failed", f"Error: {error}"))
             return
@@ -186,14 +166,14 @@ class Kubelet:
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         swaps = {"$(HOSTNAME)": name}
         for mount in container.get("volumeMounts") or []:
-            self._mount(mount["mountPath"], volumes[mount["name"]], swaps)
-        for host, address in self._hosts(pod).items():
+            self.around.mount(mount["mountPath"], volumes[mount["name"]], swaps)
+        for host, address in self.around.hosts(pod).items():
             swaps[host] = address
         argv = [
-            _swapped(word, swaps)
+            swapped(word, swaps)
             for word in (*(container.get("command") or []), *(container.get("args") or []))
         ]
-        environment = {key: _swapped(value, swaps) for key, value in environment.items()}
+        environment = {key: swapped(value, swaps) for key, value in environment.items()}
         raw = self._directory / "raw" / f"{uid}.out"
         raw.parent.mkdir(parents=True, exist_ok=True)
         self._offsets[uid] = 0
@@ -276,93 +256,6 @@ class Kubelet:
         with contextlib.suppress(StatusError):  # it is gone meanwhile
             self._store.update(PODS, pod, change)
 
-    def _volumes(self, pod: Object) -> dict[str, Path]:
-        """The directory that each volume is; `LookupError` where one can't be made."""
-        namespace, home = pod["metadata"]["namespace"], self._directory / "pods" / pod["metadata"]["uid"]
-        found = {}
-        for volume in pod["spec"].get("volumes") or []:
-            name = volume["name"]
-            path = home / name
-            if "persistentVolumeClaim" in volume:
-                claim = volume["persistentVolumeClaim"]["claimName"]
-                if self._store.find(CLAIMS, namespace, claim) is None:
-                    raise LookupError(f'persistentvolumeclaim "{claim}" not found')
-                path = self.claim(namespace, claim)
-            else:
-                path.mkdir(parents=True, exist_ok=True)
-            sources = (volume.get("projected") or {}).get("sources") or (
-                [volume] if "configMap" in volume or "secret" in volume else []
-            )
-            for source in sources:
-                self._project(source, namespace, name, path)
-            found[name] = path
-        return found
-
-    def _project(self, source: Object, namespace: str, volume: str, path: Path) -> None:
-        if "configMap" in source:
-            kind, name = CONFIG_MAPS, source["configMap"]["name"]
-        elif "secret" in source:
-            kind, name = SECRETS, source["secret"].get("secretName") or source["secret"]["name"]
-        else:
-            return
-        body = self._store.find(kind, namespace, name)
-        if body is None:
-            raise LookupError(
-                f'MountVolume.SetUp failed for volume "{volume}" : {kind.kind.lower()} "{name}" not found'
-            )
-        for key, text in (body.get("data") or {}).items():
-            (path / key).write_bytes(text.encode() if kind is CONFIG_MAPS else base64.b64decode(text))
-        for key, text in (body.get("binaryData") or {}).items():
-            (path / key).write_bytes(base64.b64decode(text))
-
-    def _mount(self, at: str, source: Path, swaps: dict[str, str]) -> None:
-        """A volume where the pod sees it: by a link where one can be made, else by another path in its arguments."""
-        if at in _SYSTEM:
-            return
-        path = Path(at)
-        if path.is_symlink() and path in self._links:
-            path.unlink()
-        if not path.exists() and os.access(path.parent, os.W_OK) and path.parent != Path("/"):
-            path.symlink_to(source)
-            self._links.add(path)
-        else:
-            swaps[at] = str(source)
-
-    def _hosts(self, pod: Object) -> Mapping[str, str]:
-        """Names of the pods of its job, all of which are this machine."""
-        subdomain = pod["spec"].get("subdomain")
-        hosts = {f"{pod['spec'].get('hostname', '')}.{subdomain}": "127.0.0.1"} if subdomain else {}
-        for other in self._store.every(PODS, pod["metadata"]["namespace"]):
-            if subdomain and other["spec"].get("subdomain") == subdomain:
-                hosts[f"{other['spec'].get('hostname')}.{subdomain}"] = "127.0.0.1"
-        lead = (pod["metadata"].get("annotations") or {}).get("fake/lead")
-        return {**hosts, **({lead: "127.0.0.1"} if lead else {})}
-
-    def _environment(self, pod: Object) -> dict[str, str]:
-        """The container's environment; `LookupError` for a reference to what is not there."""
-        namespace = pod["metadata"]["namespace"]
-        found = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        found["HOSTNAME"] = pod["metadata"]["name"]
-        for entry in pod["spec"]["containers"][0].get("env") or []:
-            source = entry.get("valueFrom")
-            if source is None:
-                found[entry["name"]] = str(entry.get("value", ""))
-            elif "fieldRef" in source:
-                found[entry["name"]] = _field(pod, source["fieldRef"]["fieldPath"])
-            else:
-                ref = source.get("secretKeyRef") or source["configMapKeyRef"]
-                kind = SECRETS if "secretKeyRef" in source else CONFIG_MAPS
-                body = self._store.find(kind, namespace, ref["name"])
-                if body is None:
-                    raise LookupError(f'{kind.kind.lower()} "{ref["name"]}" not found')
-                if ref["key"] not in (body.get("data") or {}):
-                    raise LookupError(
-                        f"couldn't find key {ref['key']} in {kind.kind} {namespace}/{ref['name']}"
-                    )
-                text = body["data"][ref["key"]]
-                found[entry["name"]] = base64.b64decode(text).decode() if kind is SECRETS else text
-        return found
-
     def _stamp_lines(self, uid: str, raw: Path, *, final: bool = False) -> None:
         with self._lock:
             try:
@@ -388,25 +281,6 @@ class Kubelet:
 def _nanoseconds() -> str:
     now = time.time_ns()
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}Z"
-
-
-def _field(pod: Object, path: str) -> str:
-    if "['" in path:
-        head, _, key = path.partition("['")
-        return str((pod["metadata"].get(head.partition(".")[2]) or {}).get(key.rstrip("']"), ""))
-    if path == "status.podIP":
-        return "127.0.0.1"
-    value: Any = pod
-    for part in path.split("."):
-        value = value.get(part, "") if isinstance(value, dict) else ""
-    return str(value)
-
-
-def _swapped(text: str, swaps: Mapping[str, str]) -> str:
-    for old, new in sorted(swaps.items(), key=lambda item: -len(item[0])):
-        if text == old or text.startswith((f"{old}/", f"{old}:")):
-            return new + text[len(old) :]
-    return text
 
 
 def _family(pid: int) -> list[psutil.Process]:
