@@ -185,7 +185,7 @@ class TestAScript:
         assert "it goes on" in stderr
         done = pods("runs", "logs", "-f", "last")
         assert done.code == 0
-        assert "done" in done.stdout
+        assert "[0/0] done" in done.stdout
 
 
 STEPS = ("train.epochs=40", "train.max_steps=240", "train.checkpoint_every=20", "train.learning_rate=1e-3")
@@ -369,11 +369,29 @@ class TestWaiting:
         assert "there is no secret hub" in self.why(pods, secrets={"HF_TOKEN": "hub/token"})
 
     def test_quota(self, pods: InPods) -> None:
+        """Used up by somebody else."""
         pods.cluster.add_quota(
             "small",
-            **{"requests.cpu": "500m", "requests.memory": "64Gi", "limits.cpu": "4", "limits.memory": "64Gi"},
+            **{"requests.cpu": "2", "requests.memory": "64Gi", "limits.cpu": "4", "limits.memory": "64Gi"},
         )
-        assert "it never fits into the namespace's quota small" in self.why(pods)
+        other = {
+            "name": "x",
+            "image": "x",
+            "command": ["sleep", "600"],
+            "resources": {"limits": {"cpu": "2", "memory": "1Gi"}},
+        }
+        pods.cluster.create_pod(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": "other", "namespace": "ml"},
+                "spec": {"containers": [other]},
+            }
+        )
+        assert (
+            "the namespace's quota small is used up: requests.cpu=1 asked, requests.cpu=2 of requests.cpu=2 used"
+            in self.why(pods)
+        )
 
     def test_pod_security(self, pods: InPods) -> None:
         pods.cluster.enforce("baseline")
@@ -445,6 +463,16 @@ class TestBadInput:
         pods.cluster.add_node("gpu-0", gpus=8)
         done = pods("run", "--on", "k8s", "--gpus", "16", "--", pods.script(""))
         refused(done, "this can never start here", "asks 16 a node, the largest node has 8")
+
+    def test_a_quota_that_is_too_small(self, pods: InPods) -> None:
+        """Before anything is submitted."""
+        pods.cluster.add_quota("small", **{"requests.cpu": "3"})
+        done = pods("run", *TWO, "--", pods.script(""))
+        refused(
+            done,
+            "this never fits into the namespace's quota small",
+            "requests.cpu: asks 2 for each of 2 nodes, the quota is 3",
+        )
 
     def test_a_claim_for_one_node(self, pods: InPods) -> None:
         pods.cluster.add_claim("one", "ReadWriteOnce")

@@ -163,7 +163,15 @@ def test_every_file_is_told_by_one_pod() -> None:
     assert first("metrics.jsonl")
     assert not any(mine("metrics.jsonl") for mine in others)
     assert not first("manifest.json")
-    assert [mine("attempt-0/logs/agent_00001.log") for mine in (first, *others)] == [False, True, False]
+    for name in (
+        "logs/agent_00001.log",
+        "telemetry/node_00001.jsonl",
+        "phases/rank_00005.jsonl",
+        "logs/sampler_00001.log",
+    ):
+        assert [mine(f"attempt-0/{name}") for mine in (first, *others)] == [False, True, False], name
+    assert not any(mine("attempt-0/events/rank_00005.jsonl") for mine in (first, *others))
+    assert first("attempt-0/events/rank_00000.jsonl")
 
 
 def test_a_plan_names_the_directory_that_it_lies_in(tmp_path: Path) -> None:

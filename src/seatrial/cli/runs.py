@@ -98,23 +98,27 @@ def logs(
     from seatrial.launch import launcher
     from seatrial.launch.follow import Tail
     from seatrial.runs.manifest import read_manifest
+    from seatrial.runs.paths import MERGED
 
     paths = _find(run, runs_dir)
     manifest = settled(paths, read_manifest(paths), set())
     index = len(manifest.attempts) - 1 if attempt is None else attempt
     directory = paths.attempt(index).logs
     pattern = "*.log" if rank is None else f"rank_{rank:05d}.log"
+    # Of pods, the lines of all are there once more, by time.
+    merged = directory / MERGED
     tails: dict[Path, Tail] = {}
     patience = Patience(lambda text: click.echo(text, err=True))
     while True:
         with patience:
             manifest = launcher.settle(paths)
         ended = manifest.state.is_terminal
-        for file in sorted(directory.glob(pattern)):
+        together = rank is None and merged.exists()
+        for file in [merged] if together else sorted(directory.glob(pattern)):
             first = file not in tails
             lines = tails.setdefault(file, Tail(file)).lines()
             for line in lines[-tail:] if first and tail else lines:
-                click.echo(f"[{file.stem}] {line}")
+                click.echo(_of_pods(line) if together else f"[{file.stem}] {line}")
         if not follow or ended:
             break
         time.sleep(0.3)
@@ -124,6 +128,13 @@ def logs(
             remedy=f"seatrial runs show {paths.run_id}",
         )  # fmt: skip
     return 0
+
+
+def _of_pods(line: str) -> str:
+    """``12:04:07 [1/12] text``: of the merged log of a run's pods, with node and rank."""
+    when, _, rest = line.partition(" ")
+    who, _, text = rest.partition(" ")
+    return f"{when[11:19]} [{who}] {text}"
 
 
 @runs.command("why")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUNS_DIR_VARIABLE = "SEATRIAL_RUNS_DIR"
+MERGED = "merged.log"
+"""In the logs of an attempt in pods: what all of them printed, by time, each line with node/rank."""
 
 
 def runs_dir(chosen: Path | None = None) -> Path:

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from seatrial.backends.kubernetes import records
@@ -18,11 +18,10 @@ _LIST_EVERY_S = 1.0
 _LARGEST = 4 << 20
 """Bytes of a file that comes whole; what is larger stays on the volume, and is named at the end."""
 _BLOCK = 1 << 20
-_LEFT_OUT = frozenset(
-    {"heartbeats", "models", "checkpoints", "telemetry", "phases", "flight", "predictions", "artifacts"}
-)
+_LEFT_OUT = frozenset({"heartbeats", "models", "checkpoints", "flight", "predictions", "artifacts"})
 """Directories that are large, or of use where the run is only."""
-_RANK_LOG = re.compile(r"attempt-\d+/(?:logs|events)/(?:rank|warm|torchrun|agent)_(\d+)\.(?:log|jsonl)")
+_OF_A_NODE = re.compile(r"attempt-(\d+)/(logs|events|telemetry|phases)/([a-z]+)_(\d+)\.(?:log|jsonl)")
+"""Files that a rank or a node writes for itself."""
 
 
 class Courier:
@@ -132,7 +131,7 @@ class Courier:
 
     def _inventory(self) -> dict[str, list[object]]:
         files: dict[str, list[object]] = {}
-        everything = [name for name in self._listing(lambda name: True) if name != "manifest.json"]
+        everything = [name for name in self._listing(lambda name: True) if _is_told(name)]
         for name in sorted(everything):
             path = self._root / name
             if path.exists() and name not in self._left:
@@ -141,40 +140,45 @@ class Courier:
         return files
 
 
+def _is_told(name: str) -> bool:
+    """Whether some pod tells a file.
+
+    Whoever has submitted the run keeps its manifest; of the ranks' events, the first rank's say where the run is.
+    """
+    return name != "manifest.json" and ("/events/" not in name or name.endswith("/rank_00000.jsonl"))
+
+
 def _is_left_out(name: str) -> bool:
     return name.startswith(".") or name in _LEFT_OUT or name.endswith((".writing", ".damaged"))
 
 
-def of_first(nproc: int, *, also: Collection[str] = ()) -> Callable[[str], bool]:
-    """What the first pod tells: all but what the others' ranks and agents print.
+def of_first(nproc: int) -> Callable[[str], bool]:
+    """What the first pod tells: of the run all that is no other pod's, and what its own ranks write.
 
     Args:
         nproc: ranks of a pod.
-        also: beginnings of names that are left out.
     """
 
     def mine(name: str) -> bool:
-        found = _RANK_LOG.fullmatch(name)
-        if name == "manifest.json" or name.startswith(tuple(also)):
-            return False  # whoever has submitted the run keeps its own
-        if found is None:
-            return True
-        number = int(found[1])
-        if "/events/" in name:
-            return number == 0
-        return number < nproc if "/rank_" in name else number == 0
+        return _is_told(name) and _node(name, nproc) in {None, 0}
 
     return mine
 
 
 def of_other(attempt: int, node_rank: int, nproc: int) -> Callable[[str], bool]:
-    """What another pod tells: its own ranks' output, and its agent's."""
+    """What another pod tells: what its own ranks and its agent write in this attempt."""
 
     def mine(name: str) -> bool:
-        found = _RANK_LOG.fullmatch(name)
-        if found is None or not name.startswith(f"attempt-{attempt}/logs/"):
-            return False
-        number = int(found[1])
-        return number // nproc == node_rank if "/rank_" in name else number == node_rank
+        its = name.startswith(f"attempt-{attempt}/") and "/events/" not in name
+        return its and _node(name, nproc) == node_rank
 
     return mine
+
+
+def _node(name: str, nproc: int) -> int | None:
+    """The node rank of whoever writes a file; None for a file of the run."""
+    found = _OF_A_NODE.fullmatch(name)
+    if found is None:
+        return None
+    number = int(found[4])
+    return number // nproc if found[3] == "rank" else number

@@ -21,15 +21,13 @@ from seatrial.backends.kubernetes.api import Api, NotFoundError
 from seatrial.backends.kubernetes.records import End, Grown, Piece
 from seatrial.errors import PlatformError, SpecError
 from seatrial.runs.files import read_json, sync_directory, write_json
-from seatrial.runs.paths import RunPaths
+from seatrial.runs.paths import MERGED, RunPaths
 
 _STATE = ".delivery.json"
 _PLAN = "plan.json"
 _LAST_WORD = re.compile(r"attempt-\d+/exit\.json")
 _AGAIN_S = 0.5
 _MOST_WAITING = 50_000
-MERGED = "merged.log"
-"""In an attempt's logs: what all pods printed, by time, each line with node/rank."""
 
 
 @dataclass(slots=True)

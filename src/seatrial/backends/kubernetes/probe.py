@@ -35,6 +35,7 @@ def probe(api: Api, spec: AnySpec) -> Machine:
     nodes = read_nodes(api)
     able, gpus = _able(nodes, spec) if nodes is not None else ([], _gpus_unseen(spec))
     found = _share(asked, spec, able, gpus)
+    _check_quota(api, asked, found, spec.resources.nodes)
     seen = (
         f"{len(able)} of {len(nodes)} nodes can take it" if nodes is not None else "you may not see the nodes"
     )
@@ -135,6 +136,25 @@ def _check_namespace(api: Api, asked: KubernetesSpec, nodes: int) -> None:
             ) from error
         except ForbiddenError:
             pass  # the server will tell
+
+
+def _check_quota(api: Api, asked: KubernetesSpec, found: Share, nodes: int) -> None:
+    """Refuses what the namespace's quota never lets in, whoever else is there."""
+    try:
+        quotas, _ = api.list(api.path("v1", "resourcequotas"))
+    except (ForbiddenError, NotFoundError):
+        return
+    for quota in quotas:
+        hard = quota["spec"].get("hard") or {}
+        for name, value in found.requests(asked.gpu_resource).items():
+            keys = [f"requests.{name}", *([name, f"limits.{name}"] if name in {"cpu", "memory"} else [])]
+            for key in keys:
+                if key in hard and nodes * value > amount(hard[key]):
+                    raise SpecError(
+                        f"this never fits into the namespace's quota {quota['metadata']['name']}",
+                        evidence=f"{key}: asks {people(name, value)} for each of {nodes} nodes, the quota is {hard[key]}",
+                        remedy="ask for less, or have the quota raised",
+                    )
 
 
 def _check_queue(api: Api, name: str) -> None:
