@@ -77,6 +77,8 @@ class InPods:
 
     @property
     def log(self) -> str:
+        if not list(self.work.runs_dir.glob("*/manifest.json")):
+            return ""
         run = find_run("last", self.work.runs_dir)
         return "".join(path.read_text() for path in sorted(run.root.glob("attempt-*/logs/merged.log")))
 
@@ -292,6 +294,16 @@ class TestFaults:
             time.sleep(0.4)
         self.check(pods, process)
 
+    def test_two_who_follow_it(self, pods: InPods) -> None:
+        """Each line is here once, whoever brought it; the end is told to both."""
+        process = self.begun(pods)
+        other = pods.start("runs", "logs", "-f", "last")
+        self.check(pods, process)
+        stdout, stderr = other.communicate(timeout=60)
+        assert other.returncode == 0, stderr
+        assert "[1/3] line 299" in stdout
+        assert "completed" in pods("runs", "show", "last").stdout
+
     def test_history_that_is_forgotten(self, pods: InPods) -> None:
         process = self.begun(pods)
         pods.cluster.store.compact()
@@ -315,6 +327,7 @@ class TestFaults:
         pods.cluster.kubelet.log_bytes = 4000
         run_id = pods("run", *TWO, "--detach", "--", pods.script(self.BODY)).stdout.strip()
         until(lambda: {p["status"]["phase"] for p in pods.cluster.pods()} == {"Succeeded"})
+        pods.cluster.kubelet.log_bytes = 10 << 20
         shown = pods("runs", "show", run_id)
         assert "completed" in shown.stdout
         for rank in range(4):

@@ -115,7 +115,7 @@ class KubernetesBackend:
             self._furnish(api, order, made, others)
             if order.asked.queue is None:
                 api.patch(f"{path}/{order.name}", _set(path_suspend(order.target.kind), False))
-        except SeatrialError:
+        except (SeatrialError, KeyboardInterrupt):
             api.delete(f"{path}/{order.name}")
             raise
         handle = Handle(api.namespace, order.target.kind, order.name, api.context)

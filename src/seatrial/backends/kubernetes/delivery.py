@@ -58,7 +58,7 @@ class PodLog:
         self._time, self._at_time = state.time, list(state.lines)
         self.ended = False
         """Whether the pod's containers are known to have ended: what is left is read, and no more awaited."""
-        self.over = False
+        self.started = self.over = False
 
     def read(self) -> None:
         """What there is now."""
@@ -66,6 +66,7 @@ class PodLog:
 
     def start(self) -> None:
         """Goes on until the pod has ended."""
+        self.started = True
         threading.Thread(target=self._go_on, daemon=True).start()
 
     def _go_on(self) -> None:
@@ -112,26 +113,25 @@ class Delivery:
 
     def __init__(self, paths: RunPaths) -> None:
         self.paths = paths
-        known = read_json(paths.root / _STATE) or {}
-        self.pods = {name: PodState(**state) for name, state in known.get("pods", {}).items()}
+        self.pods: dict[str, PodState] = {}
+        self.ended: dict[int, End] = {}
+        """By attempt, what its end told that there is."""
+        self._version = 0
+        self._load()
         self.lines: queue.Queue[tuple[str, str, bytes]] = queue.Queue(_MOST_WAITING)
         self.logs: dict[str, PodLog] = {}
         self.gaps: dict[str, int] = {}
         """Files of which something in between did not come, with what is here of each."""
-        self.ended: dict[int, End] = {
-            int(i): End(int(i), *rest) for i, rest in known.get("ended", {}).items()
-        }
-        """By attempt, what its end told that there is."""
         self._pieces: dict[str, dict[int, Piece]] = {}
         self._held: dict[str, tuple[int, bytes]] = {}
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Holds the copy against other commands on this machine; false where one of them is at it."""
+    def alone(self, *, wait: bool = False) -> Iterator[bool]:
+        """Holds the copy against other commands on this machine; false when one of them is at it and this one doesn't `wait`."""
         descriptor = os.open(self.paths.root / ".copying", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return
@@ -158,9 +158,10 @@ class Delivery:
             except queue.Empty:
                 break
         merged: dict[int, list[tuple[str, bytes]]] = {}
+        self._load()
         for pod, stamp, line in taken:
             shown = self._take(line)
-            if shown is not None:
+            if shown is not None and self._is_new(pod, stamp, line):
                 attempt, who, text = shown
                 node = nodes.get(pod, 0)
                 merged.setdefault(attempt, []).append(
@@ -281,17 +282,37 @@ class Delivery:
         with (logs / MERGED).open("ab") as file:
             file.write(b"".join(text + b"\n" for _, text in sorted(rows, key=lambda row: row[0])))
 
+    def _is_new(self, pod: str, stamp: str, line: bytes) -> bool:
+        """Whether no command has written this line yet: several may follow one run."""
+        state = self.pods.get(pod)
+        return (
+            state is None or stamp > state.time or (stamp == state.time and hash_of(line) not in state.lines)
+        )
+
     def _remember(self, pod: str, stamp: str, line: bytes) -> None:
         state = self.pods.setdefault(pod, PodState())
-        if stamp == state.time:
-            state.lines.append(hash_of(line))
-        else:
+        if stamp > state.time:
             state.time, state.lines = stamp, [hash_of(line)]
+        elif stamp == state.time and hash_of(line) not in state.lines:
+            state.lines.append(hash_of(line))
+
+    def _load(self) -> None:
+        """How far the logs have been read, where another command has written that down meanwhile."""
+        path = self.paths.root / _STATE
+        version = path.stat().st_mtime_ns if path.exists() else 0
+        if version != self._version:
+            known, self._version = read_json(path) or {}, version
+            self.pods |= {name: PodState(**state) for name, state in known.get("pods", {}).items()}
+            self.ended |= {
+                int(index): End(int(index), *rest) for index, rest in known.get("ended", {}).items()
+            }
 
     def _save(self) -> None:
         pods = {name: {"time": s.time, "lines": s.lines, "done": s.done} for name, s in self.pods.items()}
         ended = {str(index): [end.files, end.left] for index, end in self.ended.items()}
-        write_json(self.paths.root / _STATE, {"schema": 1, "pods": pods, "ended": ended})
+        path = self.paths.root / _STATE
+        write_json(path, {"schema": 1, "pods": pods, "ended": ended})
+        self._version = path.stat().st_mtime_ns
 
 
 def _shown(record: Grown) -> tuple[int, bytes, bytes] | None:

@@ -24,6 +24,7 @@ _BEGIN_S = 60.0
 _POLL_S = 0.3
 _DRAIN_S = 0.02
 _TELL_EVERY_S = 60.0
+_LARGE = 64 << 10
 _ENDED = {"Succeeded", "Failed"}
 
 
@@ -52,7 +53,8 @@ class Followed:
         found = job_state(self.observer.job, self.observer.pods.values())
         if self.delivery is not None and not self._over:
             self._looks += 1
-            with self.delivery.alone() as alone:
+            # Of an end, no command may tell before the copy is whole: whoever completes it is waited for.
+            with self.delivery.alone(wait=found.state.is_terminal) as alone:
                 if alone:
                     self._bring(found.state.is_terminal)
         if self.notes:
@@ -66,19 +68,18 @@ class Followed:
         begun = [
             name for name, pod in pods.items() if pod.get("status", {}).get("phase") not in {None, "Pending"}
         ]
-        fresh = [name for name in begun if name not in self.delivery.logs]
         logs = [self.delivery.log_of(self.api, name) for name in begun]
+        idle = [log for log in logs if not log.started]
         if self._looks == 1 or is_last:
-            self._read([self.delivery.logs[name] for name in (begun if self._looks == 1 else fresh)], nodes)
-        if self._looks > 1:
-            for name in fresh if self._looks > 2 else begun:
-                self.delivery.logs[name].start()
+            self._read(idle, nodes)
+        if self._looks > 1 and not is_last:
+            for log in idle:
+                log.start()
         for name, log in self.delivery.logs.items():
             log.ended = name not in pods or pods[name].get("status", {}).get("phase") in _ENDED
         self.delivery.write(nodes)
         if is_last:
-            if self._looks > 1:
-                self._await(logs, nodes)
+            self._await([log for log in logs if log.started], nodes)
             self._complete(nodes)
             self.delivery.release()
             self._over = True
@@ -130,24 +131,33 @@ class Followed:
             raise LookupError("no volume keeps the run")
         name = f"{self.handle.name[:50]}-t{secrets.token_hex(3)}"
         path = self.api.path("v1", "pods")
-        self.api.create(path, teller(name, template, self.delivery.sizes()))
+        # What comes twice is dropped here, so only what is large is worth a word.
+        known = {file: size for file, size in self.delivery.sizes().items() if size > _LARGE}
+        self.api.create(path, teller(name, template, known))
         try:
-            until = time.monotonic() + _TELL_S
-            while True:
-                phase = self.api.get(f"{path}/{name}").get("status", {}).get("phase")
-                if phase in _ENDED:
-                    break
-                if time.monotonic() > (until if phase == "Running" else until - _TELL_S + _BEGIN_S):
-                    raise PlatformError(
-                        "the pod that reads the volume does not end", evidence=f"{name} is {phase}"
-                    )
-                time.sleep(_POLL_S)
             log = PodLog(self.api, name, self.delivery.pods.setdefault(name, PodState()), self.delivery.lines)
             self.delivery.gaps.clear()
-            self._read([log], {name: 0})
+            self._listen(log, f"{path}/{name}", name)
         finally:
             self.delivery.pods.pop(name, None)
             self.api.delete(f"{path}/{name}", propagation="Background")
+
+    def _listen(self, log: PodLog, path: str, name: str) -> None:
+        """Takes what a pod prints while it does, to its end: a log that is long is not kept whole."""
+        assert self.delivery is not None
+        until, begun_by = time.monotonic() + _TELL_S, time.monotonic() + _BEGIN_S
+        while not log.over:
+            phase = self.api.get(path).get("status", {}).get("phase")
+            if phase not in {None, "Pending"} and not log.started:
+                log.start()
+            log.ended = phase in _ENDED
+            if time.monotonic() > (until if log.started else begun_by):
+                raise PlatformError(
+                    "the pod that reads the volume does not end", evidence=f"{name} is {phase}"
+                )
+            self.delivery.write({name: 0})
+            time.sleep(_POLL_S)
+        self.delivery.write({name: 0})
 
 
 def _read(log: PodLog) -> None:

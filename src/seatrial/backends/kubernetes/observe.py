@@ -9,7 +9,7 @@ from collections.abc import Callable
 from seatrial.backends.kubernetes.api import Api, GoneError, NotFoundError, Object
 from seatrial.backends.kubernetes.names import Handle
 from seatrial.backends.kubernetes.targets import KINDS
-from seatrial.errors import PlatformError
+from seatrial.errors import PlatformError, SeatrialError
 
 _WATCH_S = 120
 """After so long everything is read again: what a stream has lost is lost for no longer."""
@@ -110,8 +110,12 @@ class Observer:
                 self._error = None
             except GoneError:
                 continue
-            except PlatformError as error:
-                self._error = error
+            except SeatrialError as error:
+                self._error = (
+                    error
+                    if isinstance(error, PlatformError)
+                    else PlatformError(error.what, evidence=error.evidence)
+                )
                 time.sleep(_WAIT_S)
 
 

@@ -233,7 +233,7 @@ def rights(target: Target, spec: KubernetesSpec) -> Iterator[tuple[str, str, str
     yield "create", "secrets", ""
     if target.kind == "job":
         yield "create", "services", ""
-    if spec.claim is not None:
+    if spec.claim is not None or spec.mounts:
         yield "get", "persistentvolumeclaims", ""
 
 

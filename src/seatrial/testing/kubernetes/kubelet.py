@@ -87,7 +87,7 @@ class Kubelet:
         """The lines of a pod's log."""
         uid = pod["metadata"]["uid"]
         path = self._logs / f"{uid}.log"
-        if uid not in self._offsets and not path.exists():
+        if not path.exists():
             waits = ((pod.get("status", {}).get("containerStatuses") or [{}])[0].get("state") or {}).get(
                 "waiting"
             ) or {}
@@ -95,25 +95,26 @@ class Kubelet:
                 400, "BadRequest",
                 f'container "{pod["spec"]["containers"][0]["name"]}" in pod "{pod["metadata"]["name"]}" is waiting to start: {waits.get("reason", "ContainerCreating")}',
             )  # fmt: skip
-        at, inode = 0, None
-        while not closed():
-            over = uid not in self.running
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                if inode is not None and os.fstat(file.fileno()).st_ino != inode:
-                    at = 0  # rotated: whoever follows goes on with the new file
-                inode = os.fstat(file.fileno()).st_ino
-                file.seek(at)
-                data = file.read()
-                at += len(data)
-                for line in data.splitlines(keepends=True):
+        file, rest = path.open("rb"), b""
+        try:
+            while not closed():
+                over = uid not in self.running
+                rotated = os.fstat(file.fileno()).st_ino != path.stat().st_ino
+                *lines, rest = (rest + file.read()).split(b"\n")
+                for line in lines:
                     when, _, text = line.partition(b" ")
                     # Seconds only: what was written within that second comes again.
                     if not since or when[:19] >= since.encode()[:19]:
-                        yield line if timestamps else text
-            if not follow or over:
-                return
-            time.sleep(0.02)
-        return
+                        yield (line if timestamps else text) + b"\n"
+                if rotated:
+                    file.close()
+                    file = path.open("rb")  # whoever follows has read the old one to its end
+                elif not follow or over:
+                    return
+                else:
+                    time.sleep(0.02)
+        finally:
+            file.close()
 
     def end_all(self) -> None:
         """Kills what still runs, and takes the links to volumes away."""
