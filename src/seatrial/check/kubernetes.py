@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
-from seatrial.backends.kubernetes.api import Api, ForbiddenError, NotFoundError, Object
+from seatrial.backends.kubernetes.answers import ForbiddenError, NotFoundError
+from seatrial.backends.kubernetes.api import Api, Object
 from seatrial.backends.kubernetes.nodes import Node, read_nodes, read_pods, used
 from seatrial.backends.kubernetes.quantity import amount, people
 from seatrial.backends.kubernetes.targets import Groups, check_rights, choose, rights

@@ -76,3 +76,23 @@ def _try(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def copying(root: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds the copy of a run against other commands on this machine; false when one of them is at it and this one doesn't `wait`.
+
+    Args:
+        root: the copy's directory.
+        wait: until it is free.
+    """
+    descriptor = os.open(root / ".copying", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(descriptor)

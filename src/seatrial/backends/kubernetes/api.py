@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from seatrial.backends.kubernetes.answers import (
+    BusyError,
+    ConflictError,
+    ForbiddenError,
+    GoneError,
+    NotFoundError,
+    told,
+    unreachable,
+)
 from seatrial.errors import PlatformError, SpecError, UnreachableError
 from seatrial.spec.kubernetes import KubernetesSpec
 
@@ -21,28 +29,8 @@ IN_CLUSTER = "in-cluster"
 _CONNECT_S = 5.0
 _ANSWER_S = 60.0
 _PATIENCE_S = 30.0
-_AGAIN = {429, 500, 502, 503, 504}
 _PAGE = 500
-_DENIED = re.compile(
-    r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"(?: in the namespace "([^"]+)")?'
-)
 Object = dict[str, Any]
-
-
-class NotFoundError(PlatformError):
-    """There is no such object, or no such kind of object."""
-
-
-class ConflictError(PlatformError):
-    """An object of that name exists."""
-
-
-class GoneError(PlatformError):
-    """The history that was asked for is no longer kept (410)."""
-
-
-class ForbiddenError(PlatformError):
-    """The account may not do that."""
 
 
 class Api:
@@ -226,17 +214,17 @@ class Api:
         self.requests += 1
         try:
             answer = self._request("get", path, serialize=False, _request_timeout=timeout, **query)
-        except _BusyError as error:
+        except BusyError as error:
             raise error.told from None  # whoever follows asks again
         except (HTTPError, OSError) as error:
-            raise _unreachable(error, self.context) from error
+            raise unreachable(error, self.context) from error
         rest = b""
         try:
             for block in answer.stream(1 << 16, decode_content=True):
                 *lines, rest = (rest + block).split(b"\n")
                 yield from lines
         except (HTTPError, OSError) as error:
-            raise _unreachable(error, self.context) from error
+            raise unreachable(error, self.context) from error
         finally:
             answer.release_conn()
             answer.close()
@@ -254,13 +242,13 @@ class Api:
                     method, path, serialize=False, _request_timeout=(_CONNECT_S, _ANSWER_S), **_copied(query)
                 )
                 return cast(Object, json.loads(answer.data))
-            except _BusyError as error:
+            except BusyError as error:
                 if time.monotonic() > until:
                     raise error.told from None
                 time.sleep(max(wait_s, error.retry_after_s))
             except (HTTPError, OSError, ValueError) as error:
                 if time.monotonic() > until or isinstance(error, ValueError):
-                    raise _unreachable(error, self.context) from error
+                    raise unreachable(error, self.context) from error
                 time.sleep(wait_s)
             wait_s = min(2 * wait_s, 5.0)
 
@@ -275,71 +263,6 @@ class Api:
 
 SUBMISSION = "seatrial/submission"
 """Annotation by which an object is known to be of one submission."""
-
-
-class _BusyError(Exception):
-    """The server has no time, or made a mistake: asked again, it may answer."""
-
-    def __init__(self, told: PlatformError, retry_after_s: float) -> None:
-        super().__init__(str(told))
-        self.told, self.retry_after_s = told, retry_after_s
-
-
-def told(status: int | None, body: Any, headers: dict[str, str], context: str) -> Exception:
-    """The error that an answer of the server is."""
-    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
-    try:
-        answer = json.loads(text)
-        said, reason = str(answer.get("message", "")), str(answer.get("reason", ""))
-    except (ValueError, AttributeError):
-        said, reason = text.strip()[:400], ""
-    evidence = f"{context}: {status} {reason}: {said}".rstrip(": ")
-    if status in _AGAIN:
-        after = next((value for name, value in headers.items() if name.lower() == "retry-after"), "0")
-        return _BusyError(
-            UnreachableError("the cluster does not answer as it should", evidence=evidence),
-            float(after) if after.isdigit() else 0.0,
-        )
-    if status == 401:
-        return PlatformError(
-            "the cluster does not accept your credentials", evidence=evidence,
-            remedy="log in again, as you do for kubectl    (kubectl auth whoami)",
-        )  # fmt: skip
-    if status == 403:
-        return _forbidden(said, evidence)
-    if status == 404:
-        missing = re.search(r'namespaces "([^"]+)" not found', said)
-        if missing:
-            return SpecError(
-                f"there is no namespace {missing[1]}", evidence=evidence,
-                remedy=f"kubectl create namespace {missing[1]}    (or kubernetes.namespace=ANOTHER)",
-            )  # fmt: skip
-        return NotFoundError("the cluster has no such object", evidence=evidence)
-    if status == 409:
-        return ConflictError("the cluster has another object of that name", evidence=evidence)
-    if status == 410:
-        return GoneError("the cluster no longer knows that version", evidence=evidence)
-    if status in {400, 422}:
-        return SpecError("the cluster refuses the object", evidence=evidence)
-    return PlatformError("the cluster did not do what it was asked", evidence=evidence)
-
-
-def rule(verb: str, resource: str, group: str) -> str:
-    """The line of a Role that lets an account do something."""
-    return f'{{apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]}}'
-
-
-def _forbidden(said: str, evidence: str) -> PlatformError | SpecError:
-    found = _DENIED.search(said)
-    if found is not None:
-        verb, resource, group, namespace = found.groups()
-        where = f" in namespace {namespace}" if namespace else ""
-        kind = "Role" if namespace else "ClusterRole"
-        return ForbiddenError(
-            f"you may not {verb} {resource}{where}", evidence=evidence,
-            remedy=f"a {kind} with the rule {rule(verb, resource, group)}    (deploy/kubernetes/base has one)",
-        )  # fmt: skip
-    return SpecError("the cluster does not admit the object", evidence=evidence)
 
 
 def _configured(kubernetes: Any, context: str | None) -> tuple[Any, str, str]:
@@ -388,13 +311,6 @@ def _own_account(kubernetes: Any, context: str | None, error: Exception) -> tupl
     if context not in {None, IN_CLUSTER}:
         raise SpecError(f"there is no context {context}", evidence="this is a pod, and it has no kubeconfig")
     return kubernetes.client.ApiClient(configuration), IN_CLUSTER, namespace
-
-
-def _unreachable(error: Exception, context: str) -> UnreachableError:
-    return UnreachableError(
-        "the cluster can't be reached", evidence=f"{context}: {type(error).__name__}: {error}"[:400],
-        remedy="kubectl cluster-info    (a VPN, a proxy, an address that has changed?)",
-    )  # fmt: skip
 
 
 def _copied(query: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from seatrial.backends.base import JobHandle, JobRequest, JobState, Why
-from seatrial.backends.kubernetes.api import Api, ConflictError, ForbiddenError, NotFoundError, Object
+from seatrial.backends.kubernetes.answers import ConflictError, ForbiddenError, NotFoundError
+from seatrial.backends.kubernetes.api import Api, Object
 from seatrial.backends.kubernetes.followed import Followed
 from seatrial.backends.kubernetes.names import Handle
 from seatrial.backends.kubernetes.objects import (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,14 +9,13 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from seatrial.backends.kubernetes import records
-from seatrial.backends.kubernetes.api import Api, NotFoundError
+from seatrial.backends.kubernetes.answers import NotFoundError
+from seatrial.backends.kubernetes.api import Api
 from seatrial.backends.kubernetes.records import End, Grown, Piece
 from seatrial.errors import PlatformError, SpecError
 from seatrial.runs.files import read_json, sync_directory, write_json
@@ -124,20 +122,6 @@ class Delivery:
         """Files of which something in between did not come, with what is here of each."""
         self._pieces: dict[str, dict[int, Piece]] = {}
         self._held: dict[str, tuple[int, bytes]] = {}
-
-    @contextmanager
-    def alone(self, *, wait: bool = False) -> Iterator[bool]:
-        """Holds the copy against other commands on this machine; false when one of them is at it and this one doesn't `wait`."""
-        descriptor = os.open(self.paths.root / ".copying", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(descriptor)
 
     def log_of(self, api: Api, pod: str) -> PodLog:
         """The log of a pod, which goes on where the copy is."""

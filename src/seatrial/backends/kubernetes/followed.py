@@ -8,12 +8,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from seatrial.backends.base import JobState
-from seatrial.backends.kubernetes.api import Api, NotFoundError, Object
+from seatrial.backends.kubernetes.answers import NotFoundError
+from seatrial.backends.kubernetes.api import Api, Object
 from seatrial.backends.kubernetes.delivery import Delivery, PodLog, PodState
 from seatrial.backends.kubernetes.names import MANAGED, Handle
 from seatrial.backends.kubernetes.observe import Observer, index_of
 from seatrial.backends.kubernetes.states import job_state
 from seatrial.errors import PlatformError, SeatrialError, SpecError, UnreachableError
+from seatrial.runs import lock
 from seatrial.runs.paths import RunPaths
 
 _LAST_LINES_S = 20.0
@@ -54,7 +56,7 @@ class Followed:
         if self.delivery is not None and not self._over:
             self._looks += 1
             # Of an end, no command may tell before the copy is whole: whoever completes it is waited for.
-            with self.delivery.alone(wait=found.state.is_terminal) as alone:
+            with lock.copying(self.delivery.paths.root, wait=found.state.is_terminal) as alone:
                 if alone:
                     self._bring(found.state.is_terminal)
         if self.notes:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from seatrial.backends.kubernetes.api import Api, ForbiddenError, Object
+from seatrial.backends.kubernetes.answers import ForbiddenError
+from seatrial.backends.kubernetes.api import Api, Object
 from seatrial.backends.kubernetes.quantity import GIB, amount, people
 
 HOSTNAME = "kubernetes.io/hostname"

@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from seatrial.backends.kubernetes.api import Api, GoneError, NotFoundError, Object
+from seatrial.backends.kubernetes.answers import GoneError, NotFoundError
+from seatrial.backends.kubernetes.api import Api, Object
 from seatrial.backends.kubernetes.names import Handle
 from seatrial.backends.kubernetes.targets import KINDS
 from seatrial.errors import PlatformError, SeatrialError

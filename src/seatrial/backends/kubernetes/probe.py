@@ -5,7 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-from seatrial.backends.kubernetes.api import Api, ForbiddenError, NotFoundError
+from seatrial.backends.kubernetes.answers import ForbiddenError, NotFoundError
+from seatrial.backends.kubernetes.api import Api
 from seatrial.backends.kubernetes.nodes import HOSTNAME, Node, Share, read_nodes, share, shm_of, tolerates
 from seatrial.backends.kubernetes.quantity import GIB, amount, cpu_text, memory_text, people
 from seatrial.backends.kubernetes.targets import Groups, Target, check_rights, choose, rights

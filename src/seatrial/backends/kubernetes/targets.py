@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from seatrial.backends.kubernetes.api import Api, ForbiddenError, NotFoundError, Object, rule
+from seatrial.backends.kubernetes.answers import ForbiddenError, NotFoundError, rule
+from seatrial.backends.kubernetes.api import Api, Object
 from seatrial.errors import PlatformError, SpecError
 from seatrial.spec.kubernetes import KubernetesSpec
 

@@ -9,7 +9,8 @@ from decimal import Decimal
 
 from seatrial.backends.base import Why
 from seatrial.backends.kubernetes import why_room
-from seatrial.backends.kubernetes.api import Api, ForbiddenError, NotFoundError, Object
+from seatrial.backends.kubernetes.answers import ForbiddenError, NotFoundError
+from seatrial.backends.kubernetes.api import Api, Object
 from seatrial.backends.kubernetes.nodes import Node, read_nodes, read_pods, used
 from seatrial.backends.kubernetes.observe import index_of
 from seatrial.backends.kubernetes.states import is_suspended, pods_wanted

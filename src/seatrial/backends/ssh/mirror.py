@@ -6,11 +6,8 @@ and time of what it was copied from. A copy that was cut off goes on where it wa
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from seatrial.backends.ssh import store
 from seatrial.backends.ssh.connection import Connection, open_login
 from seatrial.backends.ssh.failures import Login
 from seatrial.errors import PlatformError, SpecError
+from seatrial.runs import lock
 from seatrial.runs.files import read_json, sync_directory, write_json
 from seatrial.runs.manifest import Manifest, read_manifest, write_manifest
 from seatrial.runs.paths import RunPaths
@@ -99,7 +97,7 @@ class Mirror:
         began = time.monotonic()
         if not anyway and began < self._next_at:
             return read_manifest(self.paths)
-        with self._alone(wait=anyway) as alone:
+        with lock.copying(self.paths.root, wait=anyway) as alone:
             manifest = self._brought_up_to_date() if alone else read_manifest(self.paths)
         ended = time.monotonic()
         self._next_at = ended + max(EVERY_S, _SHARE * (ended - began))
@@ -119,24 +117,10 @@ class Mirror:
             self._written = answer["manifest"]
         return manifest
 
-    @contextmanager
-    def _alone(self, *, wait: bool) -> Iterator[bool]:
-        """Holds the copy against other commands on this machine; false when one of them is at it and this one doesn't `wait`."""
-        descriptor = os.open(self.paths.root / ".copying", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(descriptor)
-
     def pull_models(self) -> int:
         """Copies models and checkpoints as well; the number of files that came."""
         answer, _ = self.connection.ask("models", run_id=self.paths.run_id)
-        with self._alone(wait=True):
+        with lock.copying(self.paths.root, wait=True):
             # What seals a directory comes last.
             return self.copy(
                 dict(sorted(answer.items(), key=lambda item: item[0].endswith("COMMITTED.json")))
