@@ -21,6 +21,7 @@ from seatrial.backends.ssh.failures import Login, explain
 from seatrial.backends.ssh.mirror import Mirror, Remote
 from seatrial.errors import PlatformError, SpecError, UnreachableError
 from seatrial.launch import launcher, outside, snapshot
+from seatrial.runs import lock
 from seatrial.runs.manifest import AttemptRecord, Manifest, read_manifest, write_manifest
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.state import RunState
@@ -284,8 +285,7 @@ class TestMirror:
         self, copy: tuple[Mirror, FakeLogin], there: RunPaths
     ) -> None:
         mirror, fake = copy
-        other = Mirror(mirror.paths)
-        with other._alone(wait=True) as alone:
+        with lock.copying(mirror.paths.root, wait=True) as alone:
             assert alone
             assert mirror.look().state is RunState.SUBMITTING, (
                 "as it is; the other one is bringing it up to date"
