@@ -6,11 +6,13 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from seatrial.testing import FakeKubernetes
 from tests.slurm.cluster import SlurmCluster
 
 from .conftest import Seatrial
@@ -22,6 +24,17 @@ def commands() -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), re.S)
     lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [line.removeprefix("seatrial ") for line in lines if line.startswith("seatrial ")]
+
+
+@pytest.fixture
+def in_pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a user of a pretend cluster."""
+    directory = tmp_path_factory.mktemp("cluster").resolve()
+    site = {"image": "here", "claim": "runs", "path": f"{directory}/volume", "python": sys.executable}
+    (directory / "config.yaml").write_text(json.dumps({"defaults": {"kubernetes": site}}))
+    with FakeKubernetes(directory / "kubernetes") as cluster:
+        cluster.add_claim("runs")
+        yield {"KUBECONFIG": str(cluster.kubeconfig), "SEATRIAL_CONFIG": str(directory / "config.yaml")}
 
 
 @pytest.mark.timeout(1800)
@@ -59,7 +72,12 @@ def test_every_command_of_the_readme_does_what_it_says(
         line = line.replace(
             "s3://bucket", str(seatrial.cwd / "mount")
         )  # a server takes more, too: test_releases.py
-        done = seatrial(*shlex.split(line))
+        environment: dict[str, str] = {}
+        if "--on k8s" in line:
+            pytest.importorskip("kubernetes", reason="the extra 'k8s' is not installed")
+            environment = request.getfixturevalue("in_pods")
+            line = line.replace("--gpus 8", "--gpus 0")
+        done = seatrial(*shlex.split(line), **environment)
         # Whether three epochs at the default learning rate make a random model better is not the README's claim.
         allowed = {0, 1} if "reviews.csv" in line else {0}
         assert done.code in allowed, f"seatrial {line}\n{done.stderr}"
