@@ -333,6 +333,10 @@ class TestFaults:
         for rank in range(4):
             text = shown.run.attempt(0).rank_log(rank).read_text().splitlines()
             assert text == [f"rank {rank} of 4", *(f"line {i}" for i in range(self.LINES))]
+        shown_lines = [
+            line.split(" ", 2)[2] for line in pods.log.splitlines() if line.split(" ", 2)[1].endswith("/0")
+        ]
+        assert len(shown_lines) == len(set(shown_lines)), "no line twice"
         assert not [p for p in pods.cluster.pods() if "seatrial/tells" in p["metadata"]["labels"]], (
             "that pod is gone"
         )
@@ -345,6 +349,25 @@ class TestFaults:
         _, stderr = process.communicate(timeout=90)
         assert process.returncode == 0, stderr
         assert "attempt 1: k8s://" in stderr
+
+    def test_a_pod_that_is_gone_without_a_word(self, pods: InPods) -> None:
+        """A node that is lost: the attempt is called so, and the next one goes on."""
+        process = pods.start("run", "--on", "k8s", "--", pods.script("time.sleep(4)"))
+        until(lambda: "rank 0" in pods.log)
+        [pod] = [p["metadata"]["name"] for p in pods.cluster.pods()]
+        pods.cluster.evict(pod, "DeletionByTaintManager", "the node is gone")
+        pods.cluster.kill_container(pod)
+        _, stderr = process.communicate(timeout=90)
+        assert process.returncode == 0, stderr
+        assert "lost" in pods("runs", "show", "last").stdout
+
+    def test_a_run_elsewhere_does_not_spoil_the_list(self, pods: InPods) -> None:
+        run_id = pods("run", "--on", "k8s", "--detach", "--", pods.script("time.sleep(60)")).stdout.strip()
+        none = {**pods.env(), "KUBECONFIG": str(pods.work.cwd / "none")}
+        listed = pods.work("runs", "list", **none)
+        assert listed.code == 0, listed.stderr
+        assert run_id in listed.stdout
+        assert pods("runs", "cancel", run_id, "--force").code == 0
 
     def test_a_token_that_expires(self, pods: InPods) -> None:
         pods.cluster.faults.token_expired = True

@@ -32,7 +32,9 @@ class Volume:
         (self.cargo / "manifest.json").write_text("{}")
 
     def start(self, pod: str, rank: int = 0, first: int = 0) -> Start:
-        return Start(self.paths, first, rank, pod, f"node-of-{pod}", self.cargo, self.parcels)
+        return Start(
+            self.paths, first, rank, pod, f"node-of-{pod}", "k8s://ml/job/r-a0/fake", self.cargo, self.parcels
+        )
 
     def end(self, attempt: int, **more: Any) -> None:
         write_json(
@@ -72,7 +74,27 @@ def test_a_start_that_left_no_word_is_lost(volume: Volume) -> None:
     assert begin(volume, "a") == 0
     assert begin(volume, "b") == 1
     lost = read_json(volume.paths.attempt(0).exit)
-    assert (lost["outcome"], "continues" in lost) == ("lost", True)
+    assert (lost["outcome"], lost["continues"]["handle"]) == ("lost", "k8s://ml/job/r-a0/fake")
+
+
+def test_a_grace_that_was_over_too_soon_ends_nothing(volume: Volume) -> None:
+    """The agents have saved and said so; the pod was killed before it could."""
+    begin(volume, "a")
+    write_json(volume.paths.attempt(0).exit, {"outcome": "preempted", "exit_code": 75, "failure": None})
+    assert begin(volume, "b") == 1
+    assert read_json(volume.paths.attempt(0).exit)["continues"]["handle"]
+
+
+def test_it_does_not_go_on_for_ever(volume: Volume) -> None:
+    most = volume.plan.platform["spec"]["max_requeues"]
+    for i in range(most + 1):
+        assert begin(volume, f"pod-{i}") == i
+    last = volume.start("one too many")
+    assert last.begin(nothing) is None
+    assert (
+        last.ended is not None
+        and last.ended["failure"]["what"] == f"its pods were started again {most} times"
+    )
 
 
 def test_a_run_that_has_ended_is_not_begun_again(volume: Volume) -> None:

@@ -33,7 +33,7 @@ from seatrial.backends.kubernetes.targets import KINDS, Groups
 from seatrial.backends.kubernetes.template import Order
 from seatrial.backends.kubernetes.why import explain
 from seatrial.backends.machine import Machine
-from seatrial.errors import PlatformError, SeatrialError, SpecError
+from seatrial.errors import PlatformError, SeatrialError, SpecError, UnreachableError
 from seatrial.runs.files import write_json
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan
@@ -241,7 +241,11 @@ class KubernetesBackend:
         ):
             return known
         context = None if handle.context == "in-cluster" else handle.context
-        api = self._last = self.api(KubernetesSpec(context=context, namespace=handle.namespace))
+        try:
+            api = self._last = self.api(KubernetesSpec(context=context, namespace=handle.namespace))
+        except SpecError as error:
+            # Of a run that is there already: where it is can't be reached from here, now.
+            raise UnreachableError(error.what, evidence=error.evidence, remedy=error.remedy) from error
         observer = Observer(api, handle, self._version(api, handle.kind), _selector(handle))
         self._followed[key] = Followed(api, handle, observer, paths)
         return self._followed[key]

@@ -36,7 +36,6 @@ class PodState:
     """Of the last line."""
     lines: list[str] = field(default_factory=list)
     """Hashes of the lines of that time, so that none is taken twice."""
-    done: bool = False
 
 
 class PodLog:
@@ -144,13 +143,12 @@ class Delivery:
         merged: dict[int, list[tuple[str, bytes]]] = {}
         self._load()
         for pod, stamp, line in taken:
-            shown = self._take(line)
-            if shown is not None and self._is_new(pod, stamp, line):
+            shown = self._take(line, is_new=self._is_new(pod, stamp, line))
+            if shown is not None:
                 attempt, who, text = shown
-                node = nodes.get(pod, 0)
-                merged.setdefault(attempt, []).append(
-                    (stamp, b"%b %d/%b %b" % (stamp.encode(), node, who, text))
-                )
+                node = str(nodes.get(pod, "?"))  # of a pod that reads the volume for others: nobody's
+                row = b"%b %b/%b %b" % (stamp.encode(), node.encode(), who, text)
+                merged.setdefault(attempt, []).append((stamp, row))
             self._remember(pod, stamp, line)
         for attempt, rows in merged.items():
             self._merge(attempt, rows)
@@ -183,17 +181,16 @@ class Delivery:
             return path.stat().st_size >= int(entry[0])
         return bool(hashlib.sha256(path.read_bytes()).hexdigest() == entry[1])
 
-    def _take(self, line: bytes) -> tuple[int, bytes, bytes] | None:
-        """One line, into its file; what of it is for the merged log: attempt, rank and text."""
+    def _take(self, line: bytes, *, is_new: bool) -> tuple[int, bytes, bytes] | None:
+        """One line, into its file; what of it is for the merged log, unless that has it: attempt, rank and text."""
         record = records.parse(line)
         if isinstance(record, Grown):
-            self._grow(record)
-            return _shown(record)
+            return _shown(record) if self._grow(record) else None
         if isinstance(record, Piece):
             self._piece(record)
         elif isinstance(record, End):
             self.ended[record.attempt] = record
-        else:
+        elif is_new:
             return (self._attempt, b"-", line)
         return None
 
@@ -204,20 +201,22 @@ class Delivery:
         ]
         return max(found, default=0)
 
-    def _grow(self, record: Grown) -> None:
+    def _grow(self, record: Grown) -> bool:
+        """Adds what is not here yet; whether there was any."""
         path = self.paths.root / record.name
         here = path.stat().st_size if path.exists() else 0
         if record.offset > here:
             self.gaps[record.name] = here
-            return
+            return False
         new = record.data[here - record.offset :]
         if not new:
-            return
+            return False
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(new)
-        if record.name in self.gaps and record.offset <= self.gaps[record.name]:
+        if record.offset <= self.gaps.get(record.name, -1):
             del self.gaps[record.name]
+        return True
 
     def _piece(self, piece: Piece) -> None:
         path = self.paths.root / piece.name
@@ -292,7 +291,7 @@ class Delivery:
             }
 
     def _save(self) -> None:
-        pods = {name: {"time": s.time, "lines": s.lines, "done": s.done} for name, s in self.pods.items()}
+        pods = {name: {"time": s.time, "lines": s.lines} for name, s in self.pods.items()}
         ended = {str(index): [end.files, end.left] for index, end in self.ended.items()}
         path = self.paths.root / _STATE
         write_json(path, {"schema": 1, "pods": pods, "ended": ended})

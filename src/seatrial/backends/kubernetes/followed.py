@@ -157,9 +157,9 @@ class Followed:
                 raise PlatformError(
                     "the pod that reads the volume does not end", evidence=f"{name} is {phase}"
                 )
-            self.delivery.write({name: 0})
+            self.delivery.write({})
             time.sleep(_POLL_S)
-        self.delivery.write({name: 0})
+        self.delivery.write({})
 
 
 def _read(log: PodLog) -> None:

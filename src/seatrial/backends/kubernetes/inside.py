@@ -26,6 +26,7 @@ from seatrial.backends.kubernetes.starts import Start, say
 from seatrial.errors import ExitCode, PlatformError, SeatrialError, from_dict
 from seatrial.runs.afterwards import run_afterwards
 from seatrial.runs.clock import now
+from seatrial.runs.ends import end_failure, end_record
 from seatrial.runs.files import read_json, write_json
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan
@@ -88,7 +89,8 @@ class Pod:
         pod = self._env.get("SEATRIAL_POD", socket.gethostname())
         node = self._env.get("SEATRIAL_NODE_NAME") or socket.gethostname()
         start = self._start = Start(
-            self._paths, self._args.first_attempt, self._rank, pod, node, self._cargo, Path(self._env["SEATRIAL_PARCELS"])
+            self._paths, self._args.first_attempt, self._rank, pod, node, self._args.handle, self._cargo,
+            Path(self._env["SEATRIAL_PARCELS"]),
         )  # fmt: skip
         if self._rank == 0:
             plan = start.begin(lambda: self._bring_back(start.cargo_plan()))
@@ -197,12 +199,12 @@ class Pod:
     ) -> dict[str, Any]:
         """For an agent that left none: it was never started, or killed."""
         if failure is None and self._signals:
-            return starts.record(plan.attempt, "preempted", ExitCode.PREEMPTED, started, None)
+            return end_record(plan.attempt, "preempted", ExitCode.PREEMPTED, started, None)
         if failure is None:
             log = self._paths.attempt(plan.attempt).logs / "agent.log"
             lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log.exists() else []
-            failure = starts.failure(f"the agent ended with {code}, and left no record", str(log), lines)
-        return starts.record(plan.attempt, "failed", ExitCode(failure["exit_code"]), started, failure)
+            failure = end_failure(f"the agent ended with {code}, and left no record", str(log), lines)
+        return end_record(plan.attempt, "failed", ExitCode(failure["exit_code"]), started, failure)
 
     def _conclude(self, plan: LaunchPlan, record: dict[str, Any]) -> int:
         """Writes the job's word on the attempt, does what follows, and says whether the pod is to come back."""

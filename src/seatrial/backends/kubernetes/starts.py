@@ -15,6 +15,7 @@ from typing import Any
 from seatrial.backends.ssh.store import Store
 from seatrial.errors import ExitCode, PlatformError
 from seatrial.runs.clock import now
+from seatrial.runs.ends import end_failure, end_record
 from seatrial.runs.files import read_json, write_json, write_text
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan, plan_of, plan_path, read_plan, write_plan
@@ -40,6 +41,7 @@ class Start:
         node_rank: of the pod.
         pod: its name, which no other start has.
         node: the machine that it is on.
+        handle: of the job.
         cargo: directory with the run's own files, as they were sent along.
         parcels: directory with code and data, as they were sent along.
     """
@@ -51,11 +53,12 @@ class Start:
         node_rank: int,
         pod: str,
         node: str,
+        handle: str,
         cargo: Path,
         parcels: Path,
     ) -> None:
         self._paths, self._first, self._rank, self._pod = paths, first, node_rank, pod
-        self._cargo, self._parcels = cargo, parcels
+        self._handle, self._cargo, self._parcels = handle, cargo, parcels
         self._me = f"{pod}\n{node}\n"
         self.ended: dict[str, Any] | None = None
         """The run's last word, where it has ended already: a pod that was started again in vain."""
@@ -74,6 +77,7 @@ class Start:
             bring_back: has what the run's mirror has of it, where nothing else keeps it.
         """
         plan = self.cargo_plan()
+        most = int(plan.platform["spec"]["max_requeues"])
         bring_back()
         self._unpack()
         index = self._first
@@ -84,13 +88,27 @@ class Start:
                 if not self._mark(index, 0).exists():
                     break
                 what = "the pod was started again before the attempt could say anything: a node failed, or time was short"
-                ended = record(index, "lost", ExitCode.PLATFORM, now(), failure(what))
-                ended["continues"] = {"handle": "", "how": "the cluster started its pods again"}
-                write_json(attempt.exit, ended)
+                ended = end_record(index, "lost", ExitCode.PLATFORM, now(), end_failure(what))
+                self._goes_on(index, ended)
+            elif "job" not in ended and ended["outcome"] == "preempted":
+                self._goes_on(
+                    index, ended
+                )  # its agents saved, and the pod's grace was over before it could say more
             if "continues" not in ended:
                 self.ended = ended
                 return None
             index += 1
+            if index - self._first > most:
+                what = f"its pods were started again {most} times"
+                self.ended = end_record(
+                    index, "failed", ExitCode.PLATFORM, now(), end_failure(what, "kubernetes.max_requeues")
+                )
+                self._paths.attempt(index).root.mkdir(parents=True, exist_ok=True)
+                write_json(
+                    self._paths.attempt(index).exit,
+                    {**self.ended, "job": {"handle": self._handle, "pod": self._pod}},
+                )
+                return None
         plan = plan if index == self._first else plan.for_attempt(index)
         self._paths.attempt(index).logs.mkdir(parents=True, exist_ok=True)
         if index == self._first:
@@ -99,6 +117,14 @@ class Start:
         write_text(self._mark(index, 0), self._me)
         write_plan(plan)  # last: the other pods wait for it
         return plan
+
+    def _goes_on(self, index: int, ended: dict[str, Any]) -> None:
+        """Writes down that an attempt is not the run's last."""
+        ended |= {
+            "job": {"handle": self._handle, "pod": self._pod},
+            "continues": {"handle": self._handle, "how": "the cluster starts its pods again"},
+        }
+        write_json(self._paths.attempt(index).exit, ended)
 
     def join(self, patience_s: float, given_up: Callable[[], bool]) -> LaunchPlan | None:
         """Another pod's: the attempt that the first pod has begun and that no earlier start of this pod took part in.
@@ -179,24 +205,6 @@ def unzipped(parts: list[Path]) -> Iterator[bytes]:
     for part in parts:
         yield inflate.decompress(part.read_bytes())
     yield inflate.flush()
-
-
-def record(
-    attempt: int, outcome: str, code: ExitCode, started: str, why: dict[str, Any] | None
-) -> dict[str, Any]:
-    """An exit record, for an attempt whose agent left none."""
-    return {
-        "schema": 1, "attempt": attempt, "outcome": outcome, "exit_code": int(code), "started": started, "ended": now(),
-        "host": "", "stages": [], "failure": why,
-    }  # fmt: skip
-
-
-def failure(what: str, evidence: str = "", last_lines: list[str] | None = None) -> dict[str, Any]:
-    """One that the platform is to blame for."""
-    return {
-        "exit_code": int(ExitCode.PLATFORM), "what": what, "evidence": evidence, "remedy": "", "rank": None,
-        "last_lines": last_lines or [],
-    }  # fmt: skip
 
 
 def lost_a_node(ended: dict[str, Any]) -> bool:

@@ -31,8 +31,6 @@ from seatrial.backends.slurm.step import (
     LeftOver,
     answers,
     check_time,
-    end_failure,
-    end_record,
     free_ports,
     job_id_of,
     node_gone,
@@ -45,6 +43,7 @@ from seatrial.backends.slurm.step import (
 from seatrial.errors import ExitCode, PlatformError, SeatrialError
 from seatrial.runs.afterwards import run_afterwards
 from seatrial.runs.clock import now
+from seatrial.runs.ends import end_failure, end_record
 from seatrial.runs.files import read_json, write_json
 from seatrial.runs.paths import RunPaths
 from seatrial.runs.plan import LaunchPlan, plan_path, read_plan, write_plan

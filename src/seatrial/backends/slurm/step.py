@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from seatrial import command
 from seatrial.backends.slurm.script import srun_arguments
-from seatrial.errors import ExitCode, PlatformError
+from seatrial.errors import PlatformError
 from seatrial.runs.clock import now
 from seatrial.runs.plan import LaunchPlan
 from seatrial.spec.slurm import SlurmSpec
@@ -283,21 +283,3 @@ def early_ends(text: str) -> list[tuple[int, str]]:
             first, _, last = part.partition("-")
             found += [(task, match[2]) for task in range(int(first), int(last or first) + 1)]
     return found
-
-
-def end_record(
-    attempt: int, outcome: str, code: ExitCode, started: str, failure: dict[str, Any] | None
-) -> dict[str, Any]:
-    """What ``exit.json`` says of an attempt whose agents left nothing there."""
-    return {
-        "schema": 1, "attempt": attempt, "outcome": outcome, "exit_code": int(code), "started": started, "ended": now(),
-        "host": socket.gethostname(), "stages": [], "failure": failure,
-    }  # fmt: skip
-
-
-def end_failure(what: str, evidence: str = "", last_lines: list[str] | None = None) -> dict[str, Any]:
-    """A failure that is the platform's, as a record has it."""
-    return {
-        "exit_code": int(ExitCode.PLATFORM), "what": what, "evidence": evidence, "remedy": "", "rank": None,
-        "last_lines": last_lines or [], "told": False,
-    }  # fmt: skip
