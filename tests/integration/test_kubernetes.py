@@ -26,7 +26,7 @@ pytest.importorskip("kubernetes", reason="the extra 'k8s' is not installed")
 TWO = ("--on", "k8s", "--nodes", "2", "--nproc", "2")
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 240) -> Any:
     end = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < end, "it never came"
@@ -44,6 +44,7 @@ class InPods:
         if claim:
             cluster.add_claim("runs")
             self.site["claim"] = "runs"
+        self.started: list[subprocess.Popen[str]] = []
         (seatrial.cwd / "work").mkdir()
         self.work = Seatrial(seatrial.cwd / "work")
 
@@ -56,10 +57,20 @@ class InPods:
         return self.work(*words, **self.env(**more))
 
     def start(self, *words: str, **more: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.work.argv(*words), cwd=self.work.cwd, env=self.work.environment(**self.env(**more)), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        self.started.append(
+            subprocess.Popen(
+                self.work.argv(*words), cwd=self.work.cwd, env=self.work.environment(**self.env(**more)), text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+            )
         )  # fmt: skip
+        return self.started[-1]
+
+    def end(self) -> None:
+        """A test that failed leaves nothing that goes on asking."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
 
     def script(self, body: str) -> str:
         path = self.work.cwd / "script.py"
@@ -90,8 +101,10 @@ def cluster(tmp_path: Path) -> Iterator[FakeKubernetes]:
 
 
 @pytest.fixture
-def pods(cluster: FakeKubernetes, seatrial: Seatrial) -> InPods:
-    return InPods(cluster, seatrial)
+def pods(cluster: FakeKubernetes, seatrial: Seatrial) -> Iterator[InPods]:
+    found = InPods(cluster, seatrial)
+    yield found
+    found.end()
 
 
 def refused(done: Done, what: str, *evidence: str, code: int = 2) -> None:
@@ -160,7 +173,7 @@ class TestAScript:
         )
         [victim] = [p for p in pods.cluster.pods() if "-a0-1-" in p["metadata"]["name"]]
         pods.cluster.kill_container(victim["metadata"]["name"], oom=True)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=240)
         assert process.returncode == 4
         assert "OOMKilled" in stderr + pods("runs", "show", "last").stdout
         why = pods("runs", "why", "last").stdout
@@ -182,7 +195,7 @@ class TestAScript:
         until(lambda: pods.cluster.kubelet.running)
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=240)
         assert process.returncode == 130
         assert "it goes on" in stderr
         done = pods("runs", "logs", "-f", "last")
@@ -211,7 +224,7 @@ class TestTraining:
         pods.cluster.uncordon("node-1")
         until(lambda: (pods.there / "attempt-1" / "nodes.json").exists())
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=240)
         cancelled = pods("runs", "cancel", "last")
         assert "interrupted" in cancelled.stderr
         assert pods.cluster.pods() == []
@@ -255,7 +268,7 @@ class TestTraining:
         )
         until(lambda: "step_000040" in str(list(pods.volume.glob("runs/*/checkpoints/*"))))
         cluster.evict(cluster.pods()[0]["metadata"]["name"])
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=240)
         assert process.returncode == 0, stderr
         manifest = find_run("last", pods.work.runs_dir)
         data = read_json(manifest.manifest)
@@ -270,7 +283,7 @@ class TestFaults:
     BODY = "for i in range(300): print('line', i, flush=True); time.sleep(0.012)"
 
     def check(self, pods: InPods, process: subprocess.Popen[str]) -> str:
-        _, stderr = process.communicate(timeout=90)
+        _, stderr = process.communicate(timeout=240)
         assert process.returncode == 0, stderr
         run = find_run("last", pods.work.runs_dir)
         for rank in range(4):
@@ -299,7 +312,7 @@ class TestFaults:
         process = self.begun(pods)
         other = pods.start("runs", "logs", "-f", "last")
         self.check(pods, process)
-        stdout, stderr = other.communicate(timeout=60)
+        stdout, stderr = other.communicate(timeout=240)
         assert other.returncode == 0, stderr
         assert "[1/3] line 299" in stdout
         assert "completed" in pods("runs", "show", "last").stdout
@@ -346,7 +359,7 @@ class TestFaults:
         until(lambda: pods.work.runs_dir.exists() and "rank 3" in pods.log)
         [first] = [p["metadata"]["name"] for p in pods.cluster.pods() if "-a0-0-" in p["metadata"]["name"]]
         pods.cluster.evict(first)
-        _, stderr = process.communicate(timeout=90)
+        _, stderr = process.communicate(timeout=240)
         assert process.returncode == 0, stderr
         assert "attempt 1: k8s://" in stderr
 
@@ -357,7 +370,7 @@ class TestFaults:
         [pod] = [p["metadata"]["name"] for p in pods.cluster.pods()]
         pods.cluster.evict(pod, "DeletionByTaintManager", "the node is gone")
         pods.cluster.kill_container(pod)
-        _, stderr = process.communicate(timeout=90)
+        _, stderr = process.communicate(timeout=240)
         assert process.returncode == 0, stderr
         assert "lost" in pods("runs", "show", "last").stdout
 
@@ -599,7 +612,7 @@ def test_kueue_holds_a_run_until_there_is_room(tmp_path: Path, seatrial: Seatria
         time.sleep(0.5)
         why = pods("runs", "why", second).stdout
         assert "Kueue waits for quota: 1 more of cpu" in why
-        first.communicate(timeout=60)
+        first.communicate(timeout=240)
         done = pods("runs", "logs", "-f", second)
         assert "rank 0 of 1" in done.stdout
         impossible = pods(

@@ -20,6 +20,7 @@ LEVELS = {
     "backends": 4,
     "launch": 5,
     "check": 6,
+    "provision": 6,
     "compare": 6,
     "report": 6,
     "ship": 6,

@@ -16,7 +16,9 @@ _Spec = TypeVar("_Spec", bound=BaseModel)
 _UNION_BRANCHES = {"int", "float", "constrained-int", "literal['auto']"}
 
 
-def validate(kind: type[_Spec], values: dict[str, Any], source: str, *, remark: str = "") -> _Spec:
+def validate(
+    kind: type[_Spec], values: dict[str, Any], source: str, *, remark: str = "", noun: str = "recipe"
+) -> _Spec:
     """The values as a spec.
 
     Args:
@@ -24,6 +26,7 @@ def validate(kind: type[_Spec], values: dict[str, Any], source: str, *, remark: 
         values: by key.
         source: where they come from, as it stands in front of "is not a valid recipe".
         remark: one more line of evidence.
+        noun: what it would be were it valid.
 
     Raises:
         SpecError: unknown keys (with the nearest valid one), wrong types, values out of range.
@@ -35,7 +38,7 @@ def validate(kind: type[_Spec], values: dict[str, Any], source: str, *, remark: 
         assert found is not None
         evidence, remedy = found
         evidence = "\n".join([evidence, remark]) if remark else evidence
-        raise SpecError(f"{source} is not a valid recipe", evidence=evidence, remedy=remedy) from None
+        raise SpecError(f"{source} is not a valid {noun}", evidence=evidence, remedy=remedy) from None
 
 
 def problems(
@@ -78,6 +81,8 @@ def problems(
 def valid_keys(kind: type[BaseModel], place: list[str]) -> list[str]:
     """The keys of a section; none where the place is not one."""
     for part in place:
+        if part.isdigit():
+            continue  # a list of sections: all are of one kind
         nested = _section(kind.model_fields[part].annotation) if part in kind.model_fields else None
         if nested is None:
             return []
@@ -86,6 +91,8 @@ def valid_keys(kind: type[BaseModel], place: list[str]) -> list[str]:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
+    if typing.get_origin(annotation) is tuple:
+        annotation = typing.get_args(annotation)[0]
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 

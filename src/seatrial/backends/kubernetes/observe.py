@@ -15,7 +15,10 @@ from seatrial.errors import PlatformError, SeatrialError
 _WATCH_S = 120
 """After so long everything is read again: what a stream has lost is lost for no longer."""
 _WAIT_S = 1.0
+"""Between two rounds at the least: a server that ends its streams at once is not to be asked without a pause."""
 _SILENT_S = 60.0
+_FORGOTTEN_S = 300.0
+"""Nobody has looked for so long: the watches end, and begin again with the next look."""
 
 
 class Observer:
@@ -38,7 +41,7 @@ class Observer:
         self.pods: dict[str, Object] = {}
         """By name."""
         self._looks = 0
-        self._heard_at = 0.0
+        self._heard_at = self._looked_at = 0.0
         self._error: PlatformError | None = None
 
     def look(self, *, anew: bool = False) -> None:
@@ -50,6 +53,7 @@ class Observer:
         Raises:
             PlatformError: the cluster has not answered for some time.
         """
+        self._looked_at = time.monotonic()
         self._looks += 1
         if anew or self._looks == 1:
             self._read_job()
@@ -77,7 +81,6 @@ class Observer:
     def _watch_job(self) -> None:
         version = self._read_job()
         if self.job is None:
-            time.sleep(_WAIT_S)
             return
         events = self._api.watch(
             self._jobs, version, field_selector=f"metadata.name={self._name}", timeout_s=_WATCH_S
@@ -105,19 +108,21 @@ class Observer:
                 }
 
     def _for_ever(self, watch: Callable[[], None]) -> None:
-        while True:
+        while time.monotonic() - self._looked_at < _FORGOTTEN_S:
+            began = time.monotonic()
             try:
                 watch()
                 self._error = None
             except GoneError:
-                continue
+                pass
             except SeatrialError as error:
                 self._error = (
                     error
                     if isinstance(error, PlatformError)
                     else PlatformError(error.what, evidence=error.evidence)
                 )
-                time.sleep(_WAIT_S)
+            time.sleep(max(_WAIT_S - (time.monotonic() - began), 0))
+        self._looks = 0
 
 
 def index_of(pod: Object) -> int:

@@ -101,6 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, verb: str) -> None:
         api = self.served
+        if api.faults.closed:  # a connection that outlived its server gets no answer
+            self.close_connection = True
+            return
         url = urlsplit(self.path)
         query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         length = int(self.headers.get("Content-Length") or 0)
