@@ -112,9 +112,10 @@ def _spec(
     from seatrial.cli.start import platform_of
     from seatrial.spec.checks import CheckSpec
     from seatrial.spec.load import load_command
-    from seatrial.spec.site import site_layers
+    from seatrial.spec.site import named, site_layers
     from seatrial.spec.suites import read_suite
 
+    flags["platform"], profile = named(flags["platform"], profile)
     chosen = read_suite(suite, only=only, skip=skip)
     nodes = flags.pop("nodes")
     every = nodes == "all"

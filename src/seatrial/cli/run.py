@@ -46,8 +46,9 @@ def run(
     from seatrial.cli.start import start_new
     from seatrial.launch.plan import stages_of
     from seatrial.spec.load import load_script
-    from seatrial.spec.site import site_layers
+    from seatrial.spec.site import named, site_layers
 
+    flags["platform"], profile = named(flags["platform"], profile)
     if command[0] != "-m" and not Path(command[0]).is_file():
         raise SpecError(
             f"there is no script {command[0]}",

@@ -108,7 +108,10 @@ def platform_options(nodes: Any = int) -> Callable[[_Command], _Command]:
             click.option("--nodes", type=nodes, help="Machines [1]."),
             click.option("--profile", help="Profile of the site's config.yaml [its own choice]."),
             click.option(
-                "--on", "platform", metavar="PLATFORM", help="auto, local, slurm or ssh://HOST [auto]."
+                "--on",
+                "platform",
+                metavar="PLATFORM",
+                help="auto, local, slurm, k8s, ssh://HOST, or a profile's name [auto].",
             ),
         ):
             command = option(command)
@@ -229,8 +232,9 @@ def train(
     """Train a model, compare it with the original on held-out samples, and show it in one page."""
     from seatrial.cli.start import start_training
     from seatrial.spec import load as loading
-    from seatrial.spec.site import site_layers
+    from seatrial.spec.site import named, site_layers
 
+    flags["platform"], profile = named(flags["platform"], profile)
     recipe, overrides = _split(words)
     given = given_flags(flags)
     if recipe is None and "name" not in given:

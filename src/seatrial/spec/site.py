@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from seatrial.errors import SpecError
 from seatrial.spec.document import parse_yaml, read_text
 from seatrial.spec.explain import problems
-from seatrial.spec.run import RunSpec
+from seatrial.spec.run import PLATFORMS, RunSpec
 
 VARIABLE = "SEATRIAL_CONFIG"
 OF_A_RECIPE = frozenset({"schema", "name", "model", "data", "task"})
@@ -86,6 +86,33 @@ def site_layers(profile: str | None = None, env: Mapping[str, str] = os.environ)
             raise _no_profile(chosen, profiles, path, asked=profile is not None)
         layers.append(Layer(f"profile {chosen} of {path}", profiles[chosen] or {}))
     return [layer for layer in layers if layer.values]
+
+
+def named(
+    platform: str | None, profile: str | None, env: Mapping[str, str] = os.environ
+) -> tuple[str | None, str | None]:
+    """``--on`` and ``--profile``, where ``--on`` may name a profile that says what to run on: a cluster's own name.
+
+    Raises:
+        SpecError: both name one.
+    """
+    if platform is None or platform in PLATFORMS or platform.startswith("ssh://"):
+        return platform, profile
+    path = config_path(env)
+    try:
+        data = parse_yaml(read_text(path), str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return platform, profile
+    profiles = data.get("profiles") if isinstance(data, dict) else None
+    its = profiles.get(platform) if isinstance(profiles, dict) else None
+    resources = its.get("resources") if isinstance(its, dict) else None
+    if not isinstance(resources, dict) or "on" not in resources:
+        return platform, profile
+    if profile is not None and profile != platform:
+        raise SpecError(
+            "two profiles at once", evidence=f"--on {platform} is one, --profile {profile} another", remedy=f"--on {resources['on']} --profile {profile}"
+        )  # fmt: skip
+    return None, platform
 
 
 def _named(profiles: Mapping[str, Any], path: Path) -> dict[str, Any]:
