@@ -46,6 +46,7 @@ def run(
     timeout_s: float = 60,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    stdin: str | None = None,
 ) -> Completed:
     """Runs a command to its end; a non-zero exit code is returned, not raised.
 
@@ -54,6 +55,7 @@ def run(
         timeout_s: it is killed after so many seconds.
         env: the whole environment; None passes this process's on.
         cwd: where it runs.
+        stdin: what it reads; None: nothing.
 
     Raises:
         PlatformError: it can't be started, or ran past its time.
@@ -68,7 +70,7 @@ def run(
             env=env,
             cwd=cwd,
             check=False,
-            stdin=subprocess.DEVNULL,
+            input=stdin or "",
         )
     except OSError as error:
         raise PlatformError(f"{argv[0]} can't be started", evidence=str(error)) from error

@@ -111,9 +111,7 @@ class TestTheEightProblems:
         for name in ("nebius", "kubectl", "jq"):
             (clusters.root / "bin" / name).unlink()
         (clusters.root / "bin" / "yq").write_text("#!/bin/sh\necho yq 0.0.0\n")
-        done = clusters(
-            "up", "-y", PATH=f"{clusters.root / 'bin'}:{Path(sys.executable).parent}:/bin:/nowhere"
-        )
+        done = clusters("up", "-y", PATH=str(clusters.root / "bin"))
         assert done.code == 2
         for name in ("terraform", "nebius", "kubectl"):
             assert f"no {name} on PATH" in done.stderr

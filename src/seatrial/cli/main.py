@@ -18,6 +18,7 @@ _VERBS = {
     "demo": ("demo:demo", "The whole story on this machine, in a minute or two."),
     "doctor": ("doctor:doctor", "What is here, what is missing, what to do about it."),
     "cluster": ("cluster:cluster", "Make, check and remove a Slurm cluster on Nebius."),
+    "node": ("node:node", "Make bare machines ready for runs, verify them, put them back."),
     "check": ("check:check", "Put a cluster, or this machine, through an acceptance test."),
     "train": ("train:train", "Train a model, compare it with the original, show it in one page."),
     "run": ("run:run", "Launch any torchrun-compatible script, and record it."),
