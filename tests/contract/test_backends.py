@@ -19,6 +19,8 @@ from seatrial.runs.state import RunState
 from seatrial.spec.kubernetes import KubernetesSpec
 from seatrial.spec.run import ResourcesSpec, ScriptSpec
 from seatrial.testing import FakeKubernetes, FakeSlurm
+from tests.ssh.fleet import PretendFleet, pretend_fleet
+from tests.ssh.sshd import Sshd
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("torch", reason="real ranks need the extra 'train'")
@@ -43,10 +45,27 @@ def fake_kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
         yield cluster
 
 
-@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm), "slurm-fake", "k8s-fake"])
+@pytest.fixture
+def fake_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[PretendFleet]:
+    if why := Sshd.unavailable():
+        pytest.skip(why)
+    with pretend_fleet(tmp_path / "fleet") as fleet:
+        for name, value in fleet.env.items():
+            monkeypatch.setenv(name, value)
+        yield fleet
+
+
+@pytest.fixture(
+    params=["local", "hosts", pytest.param("slurm", marks=pytest.mark.slurm), "slurm-fake", "k8s-fake"]
+)
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param != "local":
-        fakes = {"slurm": "slurm", "slurm-fake": "fake_slurm", "k8s-fake": "fake_kubernetes"}
+        fakes = {
+            "hosts": "fake_hosts",
+            "slurm": "slurm",
+            "slurm-fake": "fake_slurm",
+            "k8s-fake": "fake_kubernetes",
+        }
         request.getfixturevalue(fakes[request.param])
         registry.get.cache_clear()  # the client keeps the environment that it was made in
     return registry.get(request.param.removesuffix("-fake"))
@@ -54,7 +73,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture(params=[1, 2])
 def nodes(request: pytest.FixtureRequest, backend: Backend) -> int:
-    if request.param > 1 and not backend.keeps_jobs:
+    if request.param > 1 and backend.name == "local":
         pytest.skip(f"{backend.name} is one node")
     return int(request.param)
 
@@ -76,6 +95,8 @@ def make(tmp_path: Path, nodes: int, backend: Backend) -> Callable[[str], Launch
         platform: dict[str, object] = {}
         if backend.name == "k8s":
             platform = {"spec": kubernetes.model_dump(mode="json"), "native": backend.probe(spec).native}
+        if backend.name == "hosts":
+            platform = {"native": backend.probe(spec).native}
         return LaunchPlan(
             run_id=paths.run_id, run_dir=paths.root, attempt=0, nodes=nodes, nproc=2, device="cpu", threads=1,
             stages=(Stage(name="script", argv=(str(script),), reports=False),), python=sys.executable, cwd=tmp_path,

@@ -12,6 +12,7 @@ from seatrial.errors import SpecError
 
 ENTRY_POINTS = "seatrial.backends"
 _BUILT_IN = {
+    "hosts": "seatrial.backends.hosts.backend:HostsBackend",
     "k8s": "seatrial.backends.kubernetes.backend:KubernetesBackend",
     "local": "seatrial.backends.local:LocalBackend",
     "slurm": "seatrial.backends.slurm.backend:SlurmBackend",

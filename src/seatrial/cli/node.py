@@ -155,8 +155,8 @@ def undo(hosts: tuple[str, ...], dry_run: bool, yes: bool, fleet: Path) -> int:
 
 
 def _hosts(hosts: tuple[str, ...], fleet: Path) -> list[str]:
-    from seatrial.provision.nodes.fleet import read_fleet
     from seatrial.provision.nodes.remote import check_host
+    from seatrial.spec.fleet import read_fleet
 
     chosen = list(dict.fromkeys(hosts)) or [n.host for n in read_fleet(fleet).nodes]
     if not chosen:

@@ -48,7 +48,7 @@ def plan(
         stages=stages,
         after=after,
         afterwards=afterwards,
-        python=python,
+        python=machine.native.get("python", python) if machine.platform == "hosts" else python,
         cwd=cwd,
         time_limit_s=spec.resources.time_s,
         gpus_per_node=_gpus(spec.resources, machine),
@@ -69,6 +69,8 @@ def _section(spec: AnySpec, machine: Machine, parcels: tuple[str, ...]) -> dict[
     if machine.platform == "k8s":
         section = spec.kubernetes.model_dump(mode="json")
         return {"spec": section, "native": machine.native, "parcels": list(parcels)}
+    if machine.platform == "hosts":
+        return {"native": machine.native}
     return spec.slurm.model_dump(mode="json") if machine.platform == "slurm" else {}
 
 

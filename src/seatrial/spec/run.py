@@ -15,7 +15,7 @@ from seatrial.spec.section import Section
 from seatrial.spec.slurm import SlurmSpec
 
 Task = Literal["text-classification", "image-classification", "causal-lm"]
-PLATFORMS = ("auto", "local", "slurm", "k8s")
+PLATFORMS = ("auto", "local", "slurm", "k8s", "hosts")
 """What ``resources.on`` may be, beside ``ssh://HOST``."""
 SHARDED = ("fsdp", "hsdp", "tp")
 """Ways to share a model in which no rank holds it whole."""
@@ -210,7 +210,7 @@ class ResourcesSpec(Section):
     """What to run on."""
 
     on: str = "auto"
-    """Platform: local, slurm, k8s or ssh://HOST; auto detects it (never k8s) and says why."""
+    """Platform: local, slurm, k8s, hosts (the machines of nodes.yaml) or ssh://HOST (a cluster's login node); auto detects local and slurm, and says why."""
     nodes: Annotated[int, Field(ge=1)] = 1
     """Machines."""
     gpus_per_node: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

@@ -1,80 +1,16 @@
-"""``nodes.yaml``: the machines that runs over ssh may use."""
+"""Writing ``nodes.yaml``: machines that were made ready, and those that were put back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, field_validator
-
-from seatrial.errors import SpecError
 from seatrial.provision.nodes.facts import Facts
-from seatrial.provision.nodes.steps import PYTHON
 from seatrial.runs.files import write_text
-from seatrial.spec.document import parse_yaml, read_text
-from seatrial.spec.explain import validate
-from seatrial.spec.section import Section
-
-
-class FleetNode(Section):
-    """One machine."""
-
-    host: str = Field(min_length=1)
-    """As ssh takes it: a name of ~/.ssh/config, an address, user@name."""
-    address: str | None = None
-    """Where the other machines reach it [default: the host]."""
-    python: str = PYTHON
-    """Interpreter there that has Seatrial."""
-    gpus: Annotated[int, Field(ge=0)] = 0
-    """How many it has."""
-    gpu: str | None = None
-    """What they are."""
-    cpus: Annotated[int, Field(ge=1)] | None = None
-    memory_gib: float | None = None
-    infiniband: tuple[str, ...] = ()
-    """Devices with an active port."""
-
-    @field_validator("infiniband", mode="before")
-    @classmethod
-    def _tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-
-class Fleet(Section):
-    """All machines."""
-
-    directory: str | None = None
-    """Directory that all of them see, for code and runs."""
-    nodes: tuple[FleetNode, ...] = ()
-
-    @field_validator("nodes", mode="before")
-    @classmethod
-    def _tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    @field_validator("nodes")
-    @classmethod
-    def _each_once(cls, value: tuple[FleetNode, ...]) -> tuple[FleetNode, ...]:
-        hosts = [node.host for node in value]
-        twice = sorted({host for host in hosts if hosts.count(host) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} stands there twice")
-        return value
-
-
-def read_fleet(path: Path) -> Fleet:
-    """The fleet in a file.
-
-    Raises:
-        SpecError: no such file, or not valid.
-    """
-    try:
-        data = parse_yaml(read_text(path), str(path))
-    except (FileNotFoundError, NotADirectoryError):
-        raise SpecError(f"there is no {path}", evidence=str(path.absolute()), remedy="seatrial node bootstrap HOST…    writes it") from None  # fmt: skip
-    return validate(Fleet, data if isinstance(data, dict) else {}, str(path), noun="fleet")
+from seatrial.spec.document import read_text
+from seatrial.spec.fleet import PYTHON, read_fleet
 
 
 def add(path: Path, nodes: Mapping[str, Facts], directory: str | None) -> None:

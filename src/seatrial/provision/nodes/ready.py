@@ -12,8 +12,9 @@ from seatrial.provision.nodes import facts as asking
 from seatrial.provision.nodes import remote, script
 from seatrial.provision.nodes.facts import Facts
 from seatrial.provision.nodes.script import Told
-from seatrial.provision.nodes.steps import PYTHON, STAGED, Options, Step, steps
+from seatrial.provision.nodes.steps import STAGED, Options, Step, steps
 from seatrial.runs.evidence import Evidence, Verdict
+from seatrial.spec.fleet import PYTHON
 
 _LIMIT_S = 3600
 _SKEW_S = 5.0

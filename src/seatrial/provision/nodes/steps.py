@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from seatrial import __version__
 from seatrial.errors import SpecError
 from seatrial.provision.nodes.facts import SUPPORTED, Facts
+from seatrial.spec.fleet import PYTHON
 
 PREFIX = "/opt/seatrial"
-PYTHON = f"{PREFIX}/venv/bin/python"
 STAGED = f"{PREFIX}/staged"
 """Where a wheel is put that is sent along; root's alone."""
 _BASE = ("ca-certificates", "curl", "git", "jq", "numactl", "pciutils", "rsync", "tmux")

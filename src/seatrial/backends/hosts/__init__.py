@@ -1,0 +1,1 @@
+"""Several machines over plain ssh, without a scheduler: ``--on hosts``."""
