@@ -62,6 +62,8 @@ def test_every_command_of_the_readme_does_what_it_says(
         line = line.replace("DIRECTORY_OR_HUB_ID", str(encoder)).replace(" RUN", f" {run}")
         if "--on ssh://" in line:
             continue  # a login node takes more than a line: test_outside.py
+        if line.startswith(("cluster ", "node ")) or "--on hosts" in line:
+            continue  # clouds and machines take more: tests/nebius, tests/nodes, test_hosts.py
         if "--rehearse" in line:
             continue  # minutes of it: test_check.py
         if "--on slurm" in line:

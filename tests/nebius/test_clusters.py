@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -238,6 +239,19 @@ class TestTheEightProblems:
         refused = clusters("up", "-y", "--adopt")
         assert refused.code == 2
         assert "can't shrink (9,000 GiB → 2,048 GiB)" in refused.stderr
+
+    def test_8_of_a_machine_that_is_lost(self, made: Clusters) -> None:
+        """Its directory and its state are gone, the cluster is there: taken over whole, and removed from here."""
+        shutil.rmtree(made.work)
+        refused = made("up", "-y")
+        assert refused.code == 2 and "has a cluster soperator-demo already" in refused.stderr
+        planned = made("plan", "--adopt")
+        assert planned.code == 0, planned.said
+        assert planned.stdout.count("ADOPT") == 13
+        done = made("up", "-y", "--adopt")
+        assert done.code == 0, done.said
+        assert made("down", "demo", "--confirm", "demo").code == 0
+        assert made.cloud.things(GROUP) == []
 
 
 class TestOnTheWay:

@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from seatrial.cli.main import cli
+from seatrial.provision.rules import RULES
 from seatrial.spec.checks import CHECKS, PHASES, SUITES, SuiteSpec
 from seatrial.spec.faults import KINDS
 from seatrial.spec.run import RunSpec
@@ -119,6 +120,13 @@ def test_the_tables_of_suites_and_checks_are_the_spec(golden: Callable[[str, Pat
         *check_rows(),
     ]
     golden(introduction + "\n".join([*suites, "", *checks]) + "\n", ROOT / "docs" / "check.md")
+
+
+def test_the_table_of_the_clusters_rules_is_the_code(golden: Callable[[str, Path | str], None]) -> None:
+    page = ROOT / "docs" / "cluster.md"
+    rows = [f"| `{name}` | {re.sub(r'^[0-9]+. ', '', rule.__doc__ or '')} |" for name, rule in RULES.items()]
+    introduction = page.read_text().partition("| rule |")[0]
+    golden(introduction + "| rule | what it refuses |\n|---|---|\n" + "\n".join(rows) + "\n", page)
 
 
 def test_every_verb_has_help() -> None:

@@ -123,13 +123,18 @@ def preflight(path: Path, recipe: Path | None, offline: bool, as_json: bool) -> 
     help="Let go of what is at this address, with its data; may be said several times.",
 )
 @click.option("--unlock", metavar="ID", help="Take away a lock of the state that a killed Terraform left.")
+@click.option(
+    "--adopt", "may_adopt", is_flag=True, help="A cluster of this name may be there, and is to be taken over."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def plan(path: Path, recipe: Path | None, lose: tuple[str, ...], unlock: str | None, as_json: bool) -> int:
+def plan(
+    path: Path, recipe: Path | None, lose: tuple[str, ...], unlock: str | None, may_adopt: bool, as_json: bool
+) -> int:  # fmt: skip
     """Show what `up` would make, change, adopt and destroy. Exit code 1 where a policy refuses it."""
     from seatrial.provision import make
     from seatrial.provision.cloud import Cloud
 
-    with make.opened(path, recipe, Cloud(), _say, what="cluster plan") as job:
+    with make.opened(path, recipe, Cloud(), _say, what="cluster plan", adopt=may_adopt) as job:
         planned = make.plan(job, lose=lose, unlock=unlock)
         make.dropped(job)
         if as_json:
@@ -154,7 +159,7 @@ def plan(path: Path, recipe: Path | None, lose: tuple[str, ...], unlock: str | N
     "--adopt",
     "may_adopt",
     is_flag=True,
-    help="With -y: take over what exists already and nothing here began to make.",
+    help="Take over what exists already and nothing here began to make, a whole cluster, too.",
 )
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")
 def up(
@@ -164,13 +169,13 @@ def up(
     from seatrial.provision import make
     from seatrial.provision.cloud import Cloud
 
-    with make.opened(path, recipe, Cloud(), _say, what="cluster up") as job:
+    with make.opened(path, recipe, Cloud(), _say, what="cluster up", adopt=may_adopt) as job:
         planned = make.plan(job, lose=lose, unlock=unlock)
         try:
             text.show_plan(planned)
             text.show_cost(job.looked)
             _check(planned)
-            if planned.strange and yes and not may_adopt:
+            if planned.strange and not may_adopt and (yes or not sys.stdin.isatty()):
                 raise SpecError(
                     "things of these names exist, and nothing here began to make them",
                     evidence=", ".join(f"{f.thing.name} ({f.thing.id})" for f in planned.strange),

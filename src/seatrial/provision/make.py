@@ -57,7 +57,14 @@ class Planned:
 
 @contextmanager
 def opened(
-    path: Path, recipe: Path | None, cloud: Cloud, say: Say, *, what: str, force: bool = False
+    path: Path,
+    recipe: Path | None,
+    cloud: Cloud,
+    say: Say,
+    *,
+    what: str,
+    force: bool = False,
+    adopt: bool = False,
 ) -> Iterator[Job]:
     """Checks a description, readies its directory, its account and Terraform.
 
@@ -68,6 +75,7 @@ def opened(
         say: tells people.
         what: the command, for whoever finds the directory in use.
         force: go on with a description that the preflight refuses (a removal needs none that is right).
+        adopt: a cluster of this name may exist already, and is to be taken over.
 
     Raises:
         SpecError: it is wrong, or another command is at it.
@@ -80,7 +88,7 @@ def opened(
     work = Work.of(spec.name)
     with work.held(what):
         token = cloud.token()
-        seen = online.look(cloud, looked.case, looked.need, there=work.is_begun)
+        seen = online.look(cloud, looked.case, looked.need, there=work.is_begun or adopt)
         _stop([f for f in seen.findings if f.verdict.value == "FAIL"], path, force)
         looked = preflight.look(path, recipe, subnet=seen.subnet)
         key: account.Key | None = None
