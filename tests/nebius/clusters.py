@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from seatrial.provision.templates import Answers, cluster_yaml
+from seatrial.provision.nebius.templates import Answers, cluster_yaml
 from tests.nebius import provider
 from tests.nebius.cloud import FakeCloud
 from tests.nebius.recipe import write_recipe

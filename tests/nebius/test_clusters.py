@@ -343,7 +343,7 @@ class TestOnTheWay:
         """With a real S3 protocol server: own key for each cluster, locked, and unlocked by name."""
         import boto3
 
-        from seatrial.provision.account import bucket_name
+        from seatrial.provision.nebius.account import bucket_name
 
         bucket = bucket_name(TENANT, PROJECT)
         client = boto3.client("s3", endpoint_url=s3, aws_access_key_id="x", aws_secret_access_key="x", region_name="us-east-1")  # fmt: skip

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from seatrial.errors import PlatformError, SpecError
-from seatrial.provision import account
-from seatrial.provision.cloud import Cloud, MissingError, quota_failure
+from seatrial.provision.nebius import account
+from seatrial.provision.nebius.cloud import Cloud, MissingError, quota_failure
 from tests.nebius.cloud import FakeCloud
 from tests.nebius.conftest import PROJECT, TENANT, TOKEN
 from tests.nebius.server import NebiusServer

@@ -12,12 +12,12 @@ import pytest
 
 from seatrial.command import Completed
 from seatrial.errors import SpecError
-from seatrial.provision import preflight
-from seatrial.provision.checkout import Checkout
-from seatrial.provision.hcl import object_keys, variables
-from seatrial.provision.preflight import Looked, line_of
-from seatrial.provision.rules import RULES
-from seatrial.provision.templates import TEMPLATES, Answers, cluster_yaml, fabrics_of, regions_of
+from seatrial.provision.nebius import preflight
+from seatrial.provision.nebius.checkout import Checkout
+from seatrial.provision.nebius.hcl import object_keys, variables
+from seatrial.provision.nebius.preflight import Looked, line_of
+from seatrial.provision.nebius.rules import RULES
+from seatrial.provision.nebius.templates import TEMPLATES, Answers, cluster_yaml, fabrics_of, regions_of
 from seatrial.spec.cluster import load_cluster
 from tests.nebius.recipe import VERSIONS, write_recipe
 
@@ -410,7 +410,7 @@ def test_it_takes_less_than_a_second(tmp_path: Path) -> None:
 
 
 def test_loading_it_loads_no_sdk() -> None:
-    code = "import sys, seatrial.provision.preflight; print(*[m for m in ('nebius','grpc','hcl2','torch') if m in sys.modules])"
+    code = "import sys, seatrial.provision.nebius.preflight; print(*[m for m in ('nebius','grpc','hcl2','torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []  # fmt: skip
 
 

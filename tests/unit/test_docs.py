@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from seatrial.cli.main import cli
-from seatrial.provision.rules import RULES
+from seatrial.provision.nebius.rules import RULES
 from seatrial.spec.checks import CHECKS, PHASES, SUITES, SuiteSpec
 from seatrial.spec.faults import KINDS
 from seatrial.spec.run import RunSpec

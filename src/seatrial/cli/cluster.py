@@ -14,7 +14,7 @@ from seatrial.cli import cluster_text as text
 from seatrial.errors import ExitCode, SpecError
 
 if TYPE_CHECKING:
-    from seatrial.provision.make import Planned
+    from seatrial.provision.nebius.make import Planned
 
 _FILE = click.option(
     "--file", "-f", "path", type=click.Path(path_type=Path), default=Path("cluster.yaml"), show_default=True,
@@ -48,7 +48,7 @@ def init(
     nodes: int | None, fabric: str | None, recipe: Path | None, path: Path,
 ) -> int:  # fmt: skip
     """Write a cluster.yaml, asking what flags don't say."""
-    from seatrial.provision.templates import TEMPLATES, Answers, cluster_yaml, fabrics_of, regions_of
+    from seatrial.provision.nebius.templates import TEMPLATES, Answers, cluster_yaml, fabrics_of, regions_of
     from seatrial.runs.files import write_text
     from seatrial.spec.cluster import parse_cluster
 
@@ -94,10 +94,10 @@ def init(
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def preflight(path: Path, recipe: Path | None, offline: bool, as_json: bool) -> int:
     """Find what would fail 20 to 60 minutes into `up`, before anything is made. Exit code 1 when something would."""
-    from seatrial.provision import online
-    from seatrial.provision.cloud import Cloud
-    from seatrial.provision.preflight import look
-    from seatrial.provision.work import Work
+    from seatrial.provision.nebius import online
+    from seatrial.provision.nebius.cloud import Cloud
+    from seatrial.provision.nebius.preflight import look
+    from seatrial.provision.nebius.work import Work
 
     looked = look(path, recipe)
     seen = None
@@ -131,8 +131,8 @@ def plan(
     path: Path, recipe: Path | None, lose: tuple[str, ...], unlock: str | None, may_adopt: bool, as_json: bool
 ) -> int:  # fmt: skip
     """Show what `up` would make, change, adopt and destroy. Exit code 1 where a policy refuses it."""
-    from seatrial.provision import make
-    from seatrial.provision.cloud import Cloud
+    from seatrial.provision.nebius import make
+    from seatrial.provision.nebius.cloud import Cloud
 
     with make.opened(path, recipe, Cloud(), _say, what="cluster plan", adopt=may_adopt) as job:
         planned = make.plan(job, lose=lose, unlock=unlock)
@@ -166,8 +166,8 @@ def up(
     path: Path, recipe: Path | None, lose: tuple[str, ...], unlock: str | None, may_adopt: bool, yes: bool
 ) -> int:
     """Make the cluster, or bring it to what the file says. The same command goes on after a failure or Ctrl-C."""
-    from seatrial.provision import make
-    from seatrial.provision.cloud import Cloud
+    from seatrial.provision.nebius import make
+    from seatrial.provision.nebius.cloud import Cloud
 
     with make.opened(path, recipe, Cloud(), _say, what="cluster up", adopt=may_adopt) as job:
         planned = make.plan(job, lose=lose, unlock=unlock)
@@ -206,9 +206,9 @@ def up(
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def status(name: str, as_json: bool) -> int:
     """Nodes, Slurm, login address and cost so far. Exit code 1 when not all nodes are ready."""
-    from seatrial.provision import status as of
-    from seatrial.provision.cloud import Cloud
-    from seatrial.provision.work import Work
+    from seatrial.provision.nebius import status as of
+    from seatrial.provision.nebius.cloud import Cloud
+    from seatrial.provision.nebius.work import Work
 
     found = of.look(Work.of(name), Cloud())
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.text())
@@ -228,10 +228,10 @@ def status(name: str, as_json: bool) -> int:
 @click.option("--dry-run", is_flag=True, help="Show the profile; write nothing.")
 def connect(name: str, python: str | None, directory: str | None, dry_run: bool) -> int:
     """Write a profile, so that --on NAME runs there, and show how to log in."""
-    from seatrial.provision import status as of
-    from seatrial.provision.cloud import Cloud
-    from seatrial.provision.profile import profile_of, write_profile
-    from seatrial.provision.work import Work
+    from seatrial.provision.nebius import status as of
+    from seatrial.provision.nebius.cloud import Cloud
+    from seatrial.provision.nebius.profile import profile_of, write_profile
+    from seatrial.provision.nebius.work import Work
 
     work = Work.of(name)
     address = of.address(work, Cloud())
@@ -255,9 +255,9 @@ def connect(name: str, python: str | None, directory: str | None, dry_run: bool)
 @click.option("--unlock", metavar="ID", help="Take away a lock of the state that a killed Terraform left.")
 def down(name: str, confirm: str | None, unlock: str | None) -> int:
     """Remove the cluster: show what data dies, ask, destroy, and prove that nothing of it is left to pay for."""
-    from seatrial.provision import make, remove
-    from seatrial.provision.cloud import Cloud
-    from seatrial.provision.work import Work
+    from seatrial.provision.nebius import make, remove
+    from seatrial.provision.nebius.cloud import Cloud
+    from seatrial.provision.nebius.work import Work
 
     work = Work.of(name)
     work.require()

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from seatrial.provision.make import Planned
-    from seatrial.provision.online import Seen
-    from seatrial.provision.preflight import Looked
-    from seatrial.provision.rules.common import Finding
+    from seatrial.provision.nebius.make import Planned
+    from seatrial.provision.nebius.online import Seen
+    from seatrial.provision.nebius.preflight import Looked
+    from seatrial.provision.nebius.rules.common import Finding
 
 
 def document(looked: Looked, seen: Seen | None, findings: list[Finding]) -> dict[str, Any]:
     """What a preflight found, for programs."""
-    from seatrial.provision.preflight import line_of
+    from seatrial.provision.nebius.preflight import line_of
 
     return {
         "schema": 1,
@@ -36,7 +36,7 @@ def document(looked: Looked, seen: Seen | None, findings: list[Finding]) -> dict
 
 def show(looked: Looked, seen: Seen | None, findings: list[Finding]) -> None:
     """What a preflight found, for people."""
-    from seatrial.provision.preflight import line_of
+    from seatrial.provision.nebius.preflight import line_of
 
     case = looked.case
     click.echo(f"{case.spec.name}: recipe {case.recipe.version}, {case.region}" + (f", as {seen.who}" if seen else ", the cloud was not asked"))  # fmt: skip

@@ -96,7 +96,6 @@ def environment(facts: Facts, options: Options) -> str:
         lines.append(f"export NCCL_IB_HCA={','.join(facts.infiniband)}  # active InfiniBand ports")
     elif facts.roce:
         lines.append(f"export NCCL_IB_HCA={','.join(facts.roce)}  # active RDMA over Ethernet")
-        lines.append("export NCCL_IB_GID_INDEX=3  # RoCE v2, IPv4")
     lines.append(f"export SEATRIAL_SCRATCH={options.scratch}")
     lines.append(
         f"export SEATRIAL_RUNS_DIR={options.shared + '/runs' if options.shared else options.durable}"

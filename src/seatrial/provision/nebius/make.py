@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from seatrial.errors import InterruptedRunError, MeasuredFailure, PlatformError, SpecError
-from seatrial.provision import account, adopt, online, preflight
-from seatrial.provision.changes import BILLABLE, Change, changes, refused
-from seatrial.provision.cloud import Cloud, NodeGroup, Thing
-from seatrial.provision.preflight import Looked
-from seatrial.provision.progress import Progress
-from seatrial.provision.rules.common import Finding
-from seatrial.provision.terraform import Outcome, Terraform, lock_of
-from seatrial.provision.work import Work, environment
+from seatrial.provision.nebius import account, adopt, online, preflight
+from seatrial.provision.nebius.changes import BILLABLE, Change, changes, refused
+from seatrial.provision.nebius.cloud import Cloud, NodeGroup, Thing
+from seatrial.provision.nebius.preflight import Looked
+from seatrial.provision.nebius.progress import Progress
+from seatrial.provision.nebius.rules.common import Finding
+from seatrial.provision.nebius.terraform import Outcome, Terraform, lock_of
+from seatrial.provision.nebius.work import Work, environment
 from seatrial.spec.cluster import cluster_text
 
 Say = Callable[[str], None]

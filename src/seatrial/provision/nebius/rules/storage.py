@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-from seatrial.provision.rules.common import Case, Finding, fail, plain, rule, warn, whole
-from seatrial.provision.tables import STEPPED_DISKS
+from seatrial.provision.nebius.rules.common import Case, Finding, fail, plain, rule, warn, whole
+from seatrial.provision.nebius.tables import STEPPED_DISKS
 
 _PLACEHOLDER = re.compile(r"[<>]|YOUR|CHANGE|XXX|^$", re.IGNORECASE)
 _NFS_STEP_GIB, _NFS_MOST_GIB = 93, 262074

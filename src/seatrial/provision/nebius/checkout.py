@@ -9,8 +9,8 @@ from pathlib import Path
 
 from seatrial.command import run
 from seatrial.errors import PlatformError, SpecError
-from seatrial.provision import hcl
-from seatrial.provision.hcl import Variable
+from seatrial.provision.nebius import hcl
+from seatrial.provision.nebius.hcl import Variable
 
 EXAMPLE = Path("installations/example")
 SUPPORTED = ("1.20", "1.22")

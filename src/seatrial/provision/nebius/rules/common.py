@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seatrial.provision.adapters import Rendered
-from seatrial.provision.checkout import Checkout
-from seatrial.provision.hcl import Variable
-from seatrial.provision.keys import PublicKey
-from seatrial.provision.tables import Preset
+from seatrial.provision.nebius.adapters import Rendered
+from seatrial.provision.nebius.checkout import Checkout
+from seatrial.provision.nebius.hcl import Variable
+from seatrial.provision.nebius.keys import PublicKey
+from seatrial.provision.nebius.tables import Preset
 from seatrial.runs.evidence import Verdict
 from seatrial.spec.cluster import ClusterSpec
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from seatrial.provision.rules.common import Case, Role, plain, whole
-from seatrial.provision.tables import (
+from seatrial.provision.nebius.rules.common import Case, Role, plain, whole
+from seatrial.provision.nebius.tables import (
     DISK_GIB_MONTH,
     FILESYSTEM_GIB_MONTH,
     GIB,

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from seatrial.errors import PlatformError, SeatrialError, SpecError
-from seatrial.provision.account import subnet_of
-from seatrial.provision.cloud import Cloud, MissingError, Quota
-from seatrial.provision.need import Need
-from seatrial.provision.rules.common import Case, Finding, fail, warn
-from seatrial.provision.tables import GIB
+from seatrial.provision.nebius.account import subnet_of
+from seatrial.provision.nebius.cloud import Cloud, MissingError, Quota
+from seatrial.provision.nebius.need import Need
+from seatrial.provision.nebius.rules.common import Case, Finding, fail, warn
+from seatrial.provision.nebius.tables import GIB
 from seatrial.runs.evidence import Verdict
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seatrial.provision.keys import PublicKey
+from seatrial.provision.nebius.keys import PublicKey
 from seatrial.spec.cluster import ClusterSpec, Filesystem, NodeSet, WorkerSet
 
 SECRETS = frozenset(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from seatrial.command import CommandRunner, run
 from seatrial.errors import PlatformError
-from seatrial.provision.checkout import Checkout
-from seatrial.provision.rules.common import Finding, fail
+from seatrial.provision.nebius.checkout import Checkout
+from seatrial.provision.nebius.rules.common import Finding, fail
 
 _GET = {
     "terraform": "https://developer.hashicorp.com/terraform/install    (one binary; put it on PATH)",

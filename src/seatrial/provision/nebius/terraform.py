@@ -13,7 +13,7 @@ from typing import Any
 
 from seatrial import command
 from seatrial.errors import PlatformError
-from seatrial.provision.account import write_private
+from seatrial.provision.nebius.account import write_private
 
 Event = dict[str, Any]
 _INIT_TRIES = 4

@@ -8,10 +8,10 @@ from typing import Any
 
 from seatrial.command import run
 from seatrial.errors import IncompleteError, PlatformError
-from seatrial.provision import make, preflight
-from seatrial.provision.cloud import Cloud, NodeGroup
-from seatrial.provision.need import Cost
-from seatrial.provision.work import Work
+from seatrial.provision.nebius import make, preflight
+from seatrial.provision.nebius.cloud import Cloud, NodeGroup
+from seatrial.provision.nebius.need import Cost
+from seatrial.provision.nebius.work import Work
 
 _SSH_S = 15
 

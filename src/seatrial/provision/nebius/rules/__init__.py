@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from seatrial.provision.rules import access, machines, storage
-from seatrial.provision.rules.common import RULES, Case, Finding
+from seatrial.provision.nebius.rules import access, machines, storage
+from seatrial.provision.nebius.rules.common import RULES, Case, Finding
 
 __all__ = ["RULES", "Case", "Finding", "judge"]
 assert access and machines and storage  # they register their rules

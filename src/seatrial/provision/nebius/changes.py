@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from seatrial.provision.tables import GIB
+from seatrial.provision.nebius.tables import GIB
 
 FILESYSTEM = "nebius_compute_v1_filesystem"
 CLUSTER = "nebius_mk8s_v1_cluster"

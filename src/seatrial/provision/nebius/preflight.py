@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from seatrial.command import CommandRunner, run
-from seatrial.provision import adapters, tools
-from seatrial.provision.checkout import Checkout
-from seatrial.provision.keys import NotAKey, PublicKey, read_key
-from seatrial.provision.need import Cost, Need, cost, need
-from seatrial.provision.rules import RULES, Case, Finding, judge
-from seatrial.provision.rules.common import fail
+from seatrial.provision.nebius import adapters, tools
+from seatrial.provision.nebius.checkout import Checkout
+from seatrial.provision.nebius.keys import NotAKey, PublicKey, read_key
+from seatrial.provision.nebius.need import Cost, Need, cost, need
+from seatrial.provision.nebius.rules import RULES, Case, Finding, judge
+from seatrial.provision.nebius.rules.common import fail
 from seatrial.runs.evidence import Verdict
 from seatrial.spec.cluster import ClusterSpec, cluster_text, parse_cluster
 

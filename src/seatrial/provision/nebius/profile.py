@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seatrial.errors import SpecError
-from seatrial.provision.work import Work
+from seatrial.provision.nebius.work import Work
 from seatrial.runs.files import write_text
 from seatrial.spec.document import read_text
 from seatrial.spec.site import config_path, site_layers

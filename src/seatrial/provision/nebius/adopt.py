@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from seatrial.provision.changes import Change
-from seatrial.provision.cloud import Cloud, Thing
+from seatrial.provision.nebius.changes import Change
+from seatrial.provision.nebius.cloud import Cloud, Thing
 
 ROUNDS = 5
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from seatrial.provision.adapters import FOREIGN, SECRETS
-from seatrial.provision.rules.common import Case, Finding, fail, near, plain, rule, warn
+from seatrial.provision.nebius.adapters import FOREIGN, SECRETS
+from seatrial.provision.nebius.rules.common import Case, Finding, fail, near, plain, rule, warn
 from seatrial.spec.cluster import NAME
 
 _PREFIXES = {"iam_project_id": "project-", "iam_tenant_id": "tenant-", "vpc_subnet_id": "vpcsubnet-", "o11y_iam_project_id": "project-", "o11y_iam_tenant_id": "tenant-", "o11y_iam_group_id": "group-"}  # fmt: skip

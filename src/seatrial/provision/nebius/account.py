@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seatrial.errors import PlatformError, SpecError
-from seatrial.provision.cloud import Cloud, ExistsError, MissingError
+from seatrial.provision.nebius.cloud import Cloud, ExistsError, MissingError
 from seatrial.runs.files import read_json, write_json
 
 _ACCOUNT = "seatrial-terraform"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from seatrial.provision.tables import FABRICS, REGIONS
+from seatrial.provision.nebius.tables import FABRICS, REGIONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from seatrial.errors import MeasuredFailure
-from seatrial.provision import account, make
-from seatrial.provision.changes import FILESYSTEM
-from seatrial.provision.cloud import Thing
-from seatrial.provision.make import Job
-from seatrial.provision.tables import GIB
+from seatrial.provision.nebius import account, make
+from seatrial.provision.nebius.changes import FILESYSTEM
+from seatrial.provision.nebius.cloud import Thing
+from seatrial.provision.nebius.make import Job
+from seatrial.provision.nebius.tables import GIB
 
 
 def losses(job: Job, before: list[Thing]) -> Iterator[str]:

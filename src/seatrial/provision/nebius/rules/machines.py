@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from seatrial.provision.rules.common import Case, Finding, fail, near, rule, warn
-from seatrial.provision.tables import FABRICS, PRESETS, recipe_table
+from seatrial.provision.nebius.rules.common import Case, Finding, fail, near, rule, warn
+from seatrial.provision.nebius.tables import FABRICS, PRESETS, recipe_table
 
 _LEAST_BOOT_GIB = {
     "1.20": {"": 128},

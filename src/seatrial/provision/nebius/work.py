@@ -25,9 +25,9 @@ from typing import Any
 import psutil
 
 from seatrial.errors import SpecError
-from seatrial.provision.account import Key, write_private
-from seatrial.provision.adapters import SECRETS, Rendered
-from seatrial.provision.checkout import EXAMPLE, Checkout
+from seatrial.provision.nebius.account import Key, write_private
+from seatrial.provision.nebius.adapters import SECRETS, Rendered
+from seatrial.provision.nebius.checkout import EXAMPLE, Checkout
 from seatrial.runs import lock
 from seatrial.runs.files import read_json
 from seatrial.spec.cluster import NAME, ClusterSpec, State
