@@ -175,6 +175,13 @@ def test_a_directory_that_is_not_shared(hosts: OnHosts, monkeypatch: pytest.Monk
     assert "must be on a file system that this machine and all others see" in done.stderr
 
 
+def test_an_acceptance_test(hosts: OnHosts) -> None:
+    done = hosts("check", "quick", "--only", "report,cpu,clock", "--on", "hosts", "--nodes", "2", "--nproc", "1", "--gpus", "0")  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert "2 of 2 nodes pass" in done.stdout
+    assert hosts.processes() == []
+
+
 def test_bad_input(hosts: OnHosts) -> None:
     many = hosts("run", "--on", "hosts", "--nodes", "3", "--nproc", "1", "--", hosts.script(""))
     assert many.code == 2 and "has 2 nodes" in many.stderr

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
+from nebius.api.nebius.capacity import v1 as capacity
 from nebius.api.nebius.common.v1 import (
     Operation,
     QuotaFailure,
@@ -91,6 +92,7 @@ class _Router(grpc.GenericRpcHandler):
         self._cloud = cloud
         self._more: dict[str, Callable[[bytes], Any]] = {
             "nebius.quotas.v1.QuotaAllowanceService/List": self._quotas,
+            "nebius.capacity.v1.ResourceAdviceService/List": self._advice,
             "nebius.iam.v2.ProjectService/Get": self._project,
             "nebius.iam.v1.ProfileService/Get": self._profile,
             "nebius.mk8s.v1.ClusterService/ListControlPlaneVersions": self._versions,
@@ -180,6 +182,30 @@ class _Router(grpc.GenericRpcHandler):
         if start + size < len(rows):
             answer.next_page_token = str(start + size)
         return answer
+
+    def _advice(self, raw: bytes) -> Any:
+        """Settings: rows of region, fabric, platform, preset, level, machines; none may be seen where there are none."""
+        rows = self._cloud.setting("advice")
+        if rows is None:
+            raise Refused("PERMISSION_DENIED", "capacity.resourceAdvice.list is not allowed")
+        fresh = capacity.ResourceAdviceStatus__Availability__DataState.DATA_STATE_FRESH
+        levels = capacity.ResourceAdviceStatus__Availability__AvailabilityLevel
+        return capacity.ListResourceAdviceResponse(
+            items=[
+                capacity.ResourceAdvice(
+                    spec=capacity.ResourceAdviceSpec(
+                        region=region, fabric=fabric,
+                        compute_instance=capacity.ComputeInstanceDetails(platform=platform, preset=capacity.ComputeInstanceDetails__Preset(name=preset)),
+                    ),
+                    status=capacity.ResourceAdviceStatus(
+                        on_demand=capacity.ResourceAdviceStatus__Availability(
+                            availability_level=levels[f"AVAILABILITY_LEVEL_{level}"], available=machines, data_state=fresh,
+                        )
+                    ),
+                )
+                for region, fabric, platform, preset, level, machines in rows
+            ]
+        )  # fmt: skip
 
     def _project(self, raw: bytes) -> Any:
         request = iam2.GetProjectRequest.FromString(raw)

@@ -270,6 +270,16 @@ class TestOnTheWay:
         assert "ADOPT" not in planned.stdout, "the state knows all that was made"
         assert clusters("up", "-y").code == 0
 
+    def test_ctrl_c_while_nothing_is_in_the_making(self, clusters: Clusters) -> None:
+        clusters.write()
+        process = clusters.start("plan")
+        until(lambda: (clusters.work / "private" / "terraform.pid").exists())
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130, stderr
+        assert not list(clusters.work.rglob("plan.bin"))
+        assert clusters("plan").code == 0
+
     def test_the_command_is_killed_and_terraform_goes_on(self, clusters: Clusters) -> None:
         clusters.write()
         clusters.cloud.set(slow_s={FILESYSTEM: 6})

@@ -11,7 +11,7 @@ import pytest
 
 from seatrial.errors import PlatformError, SpecError
 from seatrial.provision.nebius import account
-from seatrial.provision.nebius.cloud import Cloud, MissingError, quota_failure
+from seatrial.provision.nebius.cloud import Capacity, Cloud, MissingError, quota_failure
 from tests.nebius.cloud import FakeCloud
 from tests.nebius.conftest import PROJECT, TENANT, TOKEN
 from tests.nebius.server import NebiusServer
@@ -55,6 +55,19 @@ def test_a_quota_that_is_used_up_is_told_in_numbers(cloud: FakeCloud, server: Ne
     with pytest.raises(Exception, match="Quota limit exceeded") as refused:
         client.create(request, retries=1).wait()
     assert quota_failure(refused.value) == [("compute.gpucluster.count", 0, 1)]
+
+
+def test_what_is_free(cloud: FakeCloud, server: NebiusServer) -> None:
+    asked = (TENANT, "eu-north1", "gpu-h100-sxm", "8gpu-128vcpu-1600gb", "fabric-6")
+    assert Cloud().capacity(*asked) is None, "these credentials may not see it"
+    cloud.set(
+        advice=[
+            ["eu-north1", "fabric-3", "gpu-h100-sxm", "8gpu-128vcpu-1600gb", "HIGH", 40],
+            ["eu-north1", "fabric-6", "gpu-h100-sxm", "8gpu-128vcpu-1600gb", "LOW", 1],
+        ]
+    )
+    assert Cloud().capacity(*asked) == Capacity("low", 1)
+    assert Cloud().capacity(*asked[:-1], "fabric-9") is None
 
 
 class TestCredentials:

@@ -177,11 +177,12 @@ class Anchor:
 @contextlib.contextmanager
 def _held(run_id: str) -> Iterator[str | None]:
     """Holds this machine; yields who else does, or None."""
-    path = lock_path()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        with contextlib.suppress(OSError):
-            os.fchmod(descriptor, 0o666)  # whoever comes first, others lock it, too
+        descriptor = _opened(lock_path())
+    except OSError as error:
+        yield f"nobody, but its lock can't be opened: {error}"
+        return
+    try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -193,6 +194,19 @@ def _held(run_id: str) -> Iterator[str | None]:
         os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _opened(path: Path) -> int:
+    """The lock's file. In a directory that all write to, a kernel refuses to "create" what another user has made."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    for _ in range(10):
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, flags)
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            os.fchmod(descriptor, 0o666)  # whoever comes first, others lock it, too
+            return descriptor
+    raise OSError(f"{path} comes and goes")
 
 
 def lock_path() -> Path:

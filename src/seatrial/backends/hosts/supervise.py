@@ -21,7 +21,7 @@ from typing import Any
 
 from seatrial import __version__, command
 from seatrial.backends.hosts.anchor import ALIVE_S, MARK, SILENCE_S
-from seatrial.errors import ExitCode, PlatformError, SeatrialError
+from seatrial.errors import ExitCode, InterruptedRunError, PlatformError, SeatrialError
 from seatrial.runs.clock import now
 from seatrial.runs.ends import end_failure, end_record
 from seatrial.runs.files import write_json
@@ -108,6 +108,8 @@ class Supervisor:
         """The exit code of the attempt's first agent."""
         try:
             ports = self._gather()
+            if self._signals:
+                raise InterruptedRunError("stopped before any agent was started")
             self._start(ports[0])
             return self._follow()
         finally:
@@ -257,8 +259,16 @@ def _record(run_dir: Path, attempt: int, started: str, error: SeatrialError) -> 
     """What no agent can tell, because none was started."""
     path = RunPaths(run_dir).attempt(attempt).exit
     if not path.exists():
+        stopped = isinstance(error, InterruptedRunError)
         failure = end_failure(error.what, error.evidence) | {"remedy": error.remedy, "told": True}
-        write_json(path, end_record(attempt, "failed", error.exit_code, started, failure))
+        record = end_record(
+            attempt,
+            "interrupted" if stopped else "failed",
+            error.exit_code,
+            started,
+            None if stopped else failure,
+        )
+        write_json(path, record)
 
 
 if __name__ == "__main__":

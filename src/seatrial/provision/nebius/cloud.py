@@ -75,6 +75,16 @@ class Project:
     region: str
 
 
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Room for machines of one kind, on demand."""
+
+    level: str
+    """high, medium, low, limit_reached, unspecified."""
+    machines: int | None
+    """How many could be had; None: not said."""
+
+
 class MissingError(PlatformError):
     """There is no such thing in the cloud, or these credentials may not see it."""
 
@@ -179,8 +189,10 @@ class Cloud:
             {item.version for item in answer.items}, key=lambda v: [int(n) for n in re.findall(r"\d+", v)]
         )
 
-    def capacity(self, tenant_id: str, region: str, platform: str, fabric: str | None) -> str | None:
-        """What the cloud says of room for a platform, in its words; None where it says nothing, or not to these credentials."""
+    def capacity(
+        self, tenant_id: str, region: str, platform: str, preset: str, fabric: str | None
+    ) -> Capacity | None:
+        """What the cloud says of room for machines; None where it says nothing, or not to these credentials."""
         from nebius.api.nebius.capacity.v1 import ListResourceAdviceRequest, ResourceAdviceServiceClient
 
         try:
@@ -188,9 +200,17 @@ class Cloud:
         except SeatrialError:
             return None
         for item in items:
-            spec = item.spec
-            if spec.region == region and spec.compute_instance.platform == platform and fabric in {None, spec.fabric}:  # fmt: skip
-                return str(getattr(item.status.on_demand, "level", "") or "") or None
+            spec, said = item.spec, item.status.on_demand
+            machine = spec.compute_instance
+            if said is None or machine is None or (spec.region, machine.platform) != (region, platform):
+                continue
+            if fabric in {None, spec.fabric} and (
+                machine.preset is None or machine.preset.name in {"", preset}
+            ):
+                level = (
+                    getattr(said.availability_level, "name", "").removeprefix("AVAILABILITY_LEVEL_").lower()
+                )
+                return Capacity(level, said.available if "FRESH" in getattr(said.data_state, "name", "FRESH") else None)  # fmt: skip
         return None
 
     def address(self, project_id: str, name: str) -> str | None:

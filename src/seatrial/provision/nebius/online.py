@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from seatrial.errors import PlatformError, SeatrialError, SpecError
+from seatrial.errors import PlatformError, SpecError
 from seatrial.provision.nebius.account import subnet_of
 from seatrial.provision.nebius.cloud import Cloud, MissingError, Quota
 from seatrial.provision.nebius.need import Need
@@ -130,17 +130,28 @@ def _capacity(cloud: Cloud, case: Case) -> Iterator[Finding]:
     for role in case.workers:
         if role.preset is None or not role.preset.gpus:
             continue
-        try:
-            said = cloud.capacity(case.spec.cloud.tenant, case.region, role.platform, role.fabric)
-        except SeatrialError:
-            said = None
+        said = cloud.capacity(
+            case.spec.cloud.tenant, case.region, role.platform, role.preset_name, role.fabric
+        )
+        where = role.fabric or "any fabric"
         if said is None:
             yield Finding(
-                Verdict.UNMEASURED, f"whether {role.size} × {role.platform} are free on {role.fabric or 'any fabric'}: the cloud doesn't tell these credentials",
+                Verdict.UNMEASURED, f"whether {role.size} × {role.platform} are free on {where}: the cloud doesn't tell these credentials",
                 f"{role.place}.nodes", "`up` watches for node groups that wait for capacity, and says so",
             )  # fmt: skip
-        elif said.lower() in {"low", "none", "unavailable", "no_capacity"}:
-            yield warn(f"the cloud says of {role.platform} in {case.region}: {said}", f"{role.place}.nodes", "another region or fabric, or a reservation")  # fmt: skip
+        elif (said.machines is not None and said.machines < role.size) or said.level in {
+            "low",
+            "limit_reached",
+        }:
+            free = (
+                f"{said.machines} can be had"
+                if said.machines is not None
+                else f"there is {said.level.replace('_', ' ')}"
+            )
+            yield warn(
+                f"{role.size} × {role.platform} on {where}: the cloud says {free} now", f"{role.place}.nodes",
+                "another fabric or region, fewer nodes, or a reservation; `up` would wait for them",
+            )  # fmt: skip
 
 
 def _as(rule: str, finding: Finding) -> Finding:

@@ -164,10 +164,14 @@ class Terraform:
                     self._take(line, outcome, on_event)
                 if code is not None:
                     outcome.code = code
+                    if outcome.interrupted and say is None:
+                        raise KeyboardInterrupt  # nothing was in the making: a plan, or what comes before it
                     return outcome
                 if on_tick is not None:
                     on_tick()
             except KeyboardInterrupt:
+                if process.poll() is not None and say is None:
+                    raise
                 presses += 1
                 outcome.interrupted = True
                 if presses == 1 or say is None:
