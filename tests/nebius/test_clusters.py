@@ -171,6 +171,16 @@ class TestTheEightProblems:
         assert again.code == 0, again.said
         assert "demo-jail" not in again.stdout, "what is there is not made again"
 
+    def test_5_a_quota_for_what_is_added(self, made: Clusters) -> None:
+        """What is there is in the usage; only what the plan adds is held to the limit."""
+        made.cloud.set_quota(TENANT, "compute.filesystem.size.network-ssd", 5000 * 2**30, unit="byte")
+        assert made("up", "-y").code == 0
+        made.edit("storage.jail={size_gib: 4096}")
+        refused = made("up", "-y")
+        assert refused.code == 2
+        assert f"{(4352 + 2048) * 2**30:,} bytes (6,400 GiB) needed with what is used" in refused.stderr
+        assert "demo-jail 2,048 GiB" in refused.stderr
+
     def test_6_a_file_system_never_shrinks(self, made: Clusters) -> None:
         made.edit("storage.jail={size_gib: 1024}")
         planned = made("plan")

@@ -142,7 +142,7 @@ def plan(
         else:
             text.show_plan(planned)
             text.show_cost(job.looked)
-        return int(ExitCode.FAILED if planned.refused else ExitCode.OK)
+        return int(ExitCode.FAILED if planned.refused or planned.over else ExitCode.OK)
 
 
 @cluster.command()
@@ -295,12 +295,13 @@ def down(name: str, confirm: str | None, unlock: str | None) -> int:
 
 
 def _check(planned: Planned) -> None:
-    if planned.refused:
+    if planned.refused or planned.over:
+        wrong = [(f"{change.address}: {why}", fix) for change, why, fix in planned.refused]
+        wrong += [(finding.found, finding.fix) for finding in planned.over]
         raise SpecError(
-            "that plan is refused: nothing was changed",
-            evidence="\n".join(f"{change.address}: {why}" for change, why, _ in planned.refused),
-            remedy="\n".join(dict.fromkeys(fix for _, _, fix in planned.refused)),
-        )
+            "that plan is refused: nothing was changed", evidence="\n".join(what for what, _ in wrong),
+            remedy="\n".join(dict.fromkeys(fix for _, fix in wrong)),
+        )  # fmt: skip
 
 
 def _say(line: str) -> None:

@@ -77,6 +77,8 @@ def show_plan(planned: Planned) -> None:
     click.echo(words + (f" ({noise} that the recipe does each time are not shown)" if noise else ""))
     for change, why, fix in planned.refused:
         click.echo(f"REFUSED  {change.address}: {why}\n         fix  {fix}")
+    for finding in planned.over:
+        click.echo(f"REFUSED  {finding.found}\n         fix  {finding.fix}")
 
 
 def planned_document(looked: Looked, planned: Planned) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def planned_document(looked: Looked, planned: Planned) -> dict[str, Any]:
             {"address": f.change.address, "id": f.thing.id, "begun_here": f not in planned.strange}
             for f in planned.adopted
         ],
-        "refused": [{"address": c.address, "why": why, "fix": fix} for c, why, fix in planned.refused],
+        "refused": [{"address": c.address, "why": why, "fix": fix} for c, why, fix in planned.refused]
+        + [{"address": f.place, "why": f.found, "fix": f.fix} for f in planned.over],
         "cost": looked.cost.to_dict(),
     }

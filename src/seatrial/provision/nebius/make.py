@@ -12,7 +12,8 @@ from pathlib import Path
 from seatrial.errors import InterruptedRunError, MeasuredFailure, PlatformError, SpecError
 from seatrial.provision.nebius import account, adopt, online, preflight
 from seatrial.provision.nebius.changes import BILLABLE, Change, changes, refused
-from seatrial.provision.nebius.cloud import Cloud, NodeGroup, Thing
+from seatrial.provision.nebius.cloud import Cloud, NodeGroup, Quota, Thing
+from seatrial.provision.nebius.need import need_of
 from seatrial.provision.nebius.preflight import Looked
 from seatrial.provision.nebius.progress import Progress
 from seatrial.provision.nebius.rules.common import Finding
@@ -34,7 +35,7 @@ class Job:
     work: Work
     terraform: Terraform
     say: Say
-    made: tuple[str, ...] = ()
+    quotas: list[Quota] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Planned:
     strange: list[adopt.Found]
     """Of these, what nothing here has begun to make."""
     refused: list[tuple[Change, str, str]]
+    over: list[Finding]
+    """Quotas that what it makes would exceed."""
     path: Path
     at: float = field(default_factory=time.time)
 
@@ -93,11 +96,10 @@ def opened(
         looked = preflight.look(path, recipe, subnet=seen.subnet)
         key: account.Key | None = None
         bucket: str | None = None
-        made: tuple[str, ...] = ()
         if spec.state.kind == "s3":
             found = account.ensure(cloud, spec.cloud.tenant, spec.cloud.project, spec.name, work.private)
-            key, bucket, made = found.key, found.bucket, found.made
-            for line in made:
+            key, bucket = found.key, found.bucket
+            for line in found.made:
                 say(f"made: {line}")
         tool = next(t for t in looked.tools if t.name == "terraform")
         found_version = re.findall(r"\d+", tool.version)
@@ -114,7 +116,7 @@ def opened(
         )
         work.rotate_log()
         terraform.init()
-        yield Job(looked, text, cloud, work, terraform, say, made)
+        yield Job(looked, text, cloud, work, terraform, say, seen.quotas)
 
 
 def plan(
@@ -140,14 +142,15 @@ def plan(
 
     try:
         if destroy:
-            return Planned(once([]), [], [], [], path)
+            return Planned(once([]), [], [], [], [], path)
         found, adopted = adopt.rounds(once, job.cloud)
     except BaseException:
         dropped(job)
         raise
     ours = job.work.started()
     strange = [f for f in adopted if f.change.address not in ours]
-    return Planned(found, adopted, strange, refused(found, lose), path)
+    over = list(online.over(need_of(found, job.looked.case), job.quotas, job.looked.case.region))
+    return Planned(found, adopted, strange, refused(found, lose), over, path)
 
 
 def dropped(job: Job) -> None:

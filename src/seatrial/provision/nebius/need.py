@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from seatrial.provision.nebius.changes import Change
 from seatrial.provision.nebius.rules.common import Case, Role, plain, whole
 from seatrial.provision.nebius.tables import (
     DISK_GIB_MONTH,
@@ -72,6 +73,37 @@ def need(case: Case) -> Need:
             most[name] = most.get(name, 0) + amount + more
             parts.setdefault(name, []).append((place, amount))
     return Need(amounts, most, parts)
+
+
+def need_of(changes: Collection[Change], case: Case) -> Need:
+    """What a plan takes beyond what is there: of the roles whose node groups it makes, and of file systems made or grown."""
+    made = {c.name for c in changes if c.action == "make" and c.type == "nebius_mk8s_v1_node_group"}
+    fresh = {role.place for role in case.roles if any(name.startswith(role.name) for name in made)}
+    amounts: dict[str, int] = {}
+    parts: dict[str, list[tuple[str, int]]] = {}
+
+    def take(name: str, place: str, amount: int) -> None:
+        if amount > 0:
+            amounts[name] = amounts.get(name, 0) + amount
+            parts.setdefault(name, []).append((place, amount))
+
+    for name, place, amount, _ in _amounts(case):
+        if place in fresh and not name.startswith(("compute.filesystem", "compute.gpucluster")):
+            take(name, place, amount)
+    for change in changes:
+        if change.type == "nebius_compute_v1_filesystem" and change.action in {"make", "change"}:
+            take("compute.filesystem.size.network-ssd", change.name, (change.after_bytes or 0) - (change.before_bytes or 0))  # fmt: skip
+        for kind, quota in _COUNTED.items():
+            if change.type == kind and change.action == "make":
+                take(quota, change.name, 1)
+    return Need(amounts, dict(amounts), parts)
+
+
+_COUNTED = {
+    "nebius_compute_v1_filesystem": "compute.filesystem.count",
+    "nebius_compute_v1_gpu_cluster": "compute.gpucluster.count",
+    "nebius_mk8s_v1_cluster": "mk8s.cluster.count",
+}
 
 
 def _amounts(case: Case) -> Iterator[tuple[str, str, int, int]]:
