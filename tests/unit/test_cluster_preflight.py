@@ -401,6 +401,13 @@ def test_what_it_costs(tmp_path: Path) -> None:
     assert cost.unpriced == []
 
 
+def test_a_price_of_ones_own(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "library")
+    listed = look(edited(tmp_path), recipe).cost.hour
+    own = look(edited(tmp_path, "prices={gpu_hour: 2.85}"), recipe).cost.hour
+    assert listed - own == pytest.approx(16 * 1.00)
+
+
 def test_it_takes_less_than_a_second(tmp_path: Path) -> None:
     """Beside Terraform's own start, which is asked for its version."""
     path, recipe = edited(tmp_path), write_recipe(tmp_path / "library")

@@ -157,6 +157,13 @@ class State(Section):
     """The S3 service's [default: the region's]."""
 
 
+class Prices(Section):
+    """What a contract says, where it is not the list's."""
+
+    gpu_hour: Annotated[float, Field(ge=0)] | None = None
+    """$ for a GPU and hour [default: the price list's]."""
+
+
 class ClusterSpec(Section):
     """A Slurm cluster on Nebius, as the Soperator recipe makes it."""
 
@@ -184,6 +191,7 @@ class ClusterSpec(Section):
     """Such as 1.31 [default: the recipe's]."""
     backups: Backups = Backups()
     state: State = State()
+    prices: Prices = Prices()
     variables: dict[str, Any] = Field(default={})
     """Further variables of the recipe, by their own names; nothing secret."""
 

@@ -169,7 +169,7 @@ def cost(case: Case) -> Cost:
     lines: list[tuple[str, float]] = []
     unpriced: list[str] = []
     for role in case.roles:
-        price = _machine_hour(role)
+        price = _machine_hour(role, case.spec.prices.gpu_hour)
         if price is None:
             unpriced.append(f"{role.size} × {role.platform} {role.preset_name}")
         else:
@@ -190,10 +190,11 @@ def cost(case: Case) -> Cost:
     return Cost(lines, unpriced, stays)
 
 
-def _machine_hour(role: Role) -> float | None:
+def _machine_hour(role: Role, gpu_hour: float | None) -> float | None:
     if role.preset is None:
         return None
     if role.preset.gpus:
-        price = (GPU_HOUR_PREEMPTIBLE if role.preemptible else GPU_HOUR).get(role.platform)
+        listed = (GPU_HOUR_PREEMPTIBLE if role.preemptible else GPU_HOUR).get(role.platform)
+        price = listed if gpu_hour is None else gpu_hour
         return None if price is None else price * role.preset.gpus
     return role.preset.vcpus * VCPU_HOUR + role.preset.memory_gib * MEMORY_GIB_HOUR
