@@ -9,11 +9,10 @@ import hashlib
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.ssh.sshd import SSHD, Sshd
+from tests.ssh.sshd import Sshd
 
 
 class Machine(Sshd):
@@ -46,26 +45,18 @@ class Machine(Sshd):
         """Where what is written in it lands."""
         return self.directory / "upper"
 
-    def start(self) -> None:
+    def _inside(self, argv: list[str]) -> list[str]:
         for name in ("upper", "work", "root"):
             (self.directory / name).mkdir(exist_ok=True)
-        real = subprocess.Popen
         root = self.directory / "root"
-
-        def inside(argv: list[str], **more: object) -> subprocess.Popen[bytes]:
-            script = (
-                f"mount -t overlay overlay -o lowerdir=/,upperdir={self.upper},workdir={self.directory / 'work'} {root} && "
-                f"mount --rbind /dev {root}/dev && mount -t proc proc {root}/proc && mount --rbind /sys {root}/sys && "
-                f"mount -t tmpfs tmpfs {root}/run && mkdir -p {root}/run/sshd && mount -t tmpfs tmpfs {root}/tmp && "
-                f"mkdir -p {root}{self.directory} && mount --bind {self.directory} {root}{self.directory} && exec chroot {root} \"$@\""
-            )  # fmt: skip
-            return real(["unshare", "--mount", "sh", "-c", script, "sh", *argv], **more)  # type: ignore[call-overload, no-any-return]
-
-        subprocess.Popen = inside  # type: ignore[assignment, misc]
-        try:
-            super().start()
-        finally:
-            subprocess.Popen = real  # type: ignore[misc]
+        script = (
+            f"mount -t overlay overlay -o lowerdir=/,upperdir={self.upper},workdir={self.directory / 'work'} {root} && "
+            f"mount --rbind /dev {root}/dev && mount -t proc proc {root}/proc && mount --rbind /sys {root}/sys && "
+            f"mount -t tmpfs tmpfs {root}/run && mkdir -p {root}/run/sshd && mount -t tmpfs tmpfs {root}/tmp && "
+            f'mkdir -p {root}{self.directory} && mount --bind {self.directory} {root}{self.directory} && exec chroot {root} "$@"'
+        )
+        # What is mounted in this namespace is gone with its last process.
+        return ["unshare", "--mount", "sh", "-c", script, "sh", *argv]
 
     def tree(self) -> dict[str, str]:
         """All that was written: path and what it is, by hash; what apt, dpkg and the clock write for themselves left out."""
@@ -101,4 +92,3 @@ _OWN = (
     "/var/lib/systemd/",
     "/root/.wget",
 )
-assert SSHD is None or SSHD
