@@ -12,7 +12,7 @@ demo: $(VENV)/.train
 
 test: check
 	@scripts/install-test-tools
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not alone" $(PYTEST_ARGS); beside=$$?; \
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone" $(PYTEST_ARGS); beside=$$?; \
 	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS); alone=$$?; \
 	test $$beside = 0 && test $$alone = 0
 

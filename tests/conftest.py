@@ -28,19 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.parent.name in {"integration", "slurm"} and item.path.name in _ALONE:
+        item.add_marker(pytest.mark.alone)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent.name in {"integration", "slurm"} and item.path.name in _ALONE:
-            item.add_marker(pytest.mark.alone)
-        # Side by side (pytest -n): a file stays together, for what its tests share; one real Slurm is enough for a machine.
-        of_slurm = (
-            item.path.parent.name == "slurm"
-            or item.get_closest_marker("slurm")
-            or item.path.name == "test_readme.py"
-        )
-        if item.path.parent.name != "unit":
-            item.add_marker(pytest.mark.xdist_group("slurm" if of_slurm else str(item.path)))
     if not config.getoption("--slow"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)

@@ -65,4 +65,7 @@ def test_ctrl_c_saves_and_stops_and_queues_nothing(slurm: SlurmCluster, tmp_path
     assert "stopping: saving a checkpoint first" in stderr
     run = next((tmp_path / "runs").iterdir())
     assert read_json(run / "attempt-0/exit.json")["outcome"] == "interrupted"
-    assert not slurm.run("squeue", "-h", "--me").stdout.strip()
+    until = time.monotonic() + 60  # an allocation that has ended is "completing" for a moment
+    while slurm.run("squeue", "-h", "--me").stdout.strip():
+        assert time.monotonic() < until
+        time.sleep(0.2)
