@@ -21,7 +21,8 @@ from tests.nebius.server import NebiusServer
 
 def timed(argv: list[str], **more: object) -> float:
     began = time.perf_counter()
-    subprocess.run(argv, check=False, capture_output=True, stdin=subprocess.DEVNULL, **more)  # type: ignore[call-overload]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, **more)  # type: ignore[call-overload]
+    assert done.returncode == 0, (argv, done.stdout[-500:], done.stderr[-500:])
     return time.perf_counter() - began
 
 
