@@ -5,14 +5,41 @@ What is written in it lands in a directory of its own; its packages, its users a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from tests.ssh.sshd import Sshd
+
+
+@functools.cache
+def _no_overlay() -> str:
+    """Why this system can't lie under an overlay; "" where it can: tried, since it depends on what it lies on itself."""
+    directory = Path(tempfile.mkdtemp(prefix="overlay-", dir="/tmp"))
+    try:
+        for name in ("upper", "work", "root"):
+            (directory / name).mkdir()
+        root = directory / "root"
+        script = (
+            f"mount -t overlay overlay -o lowerdir=/,upperdir={directory / 'upper'},workdir={directory / 'work'} {root} && "
+            f"mount --rbind /dev {root}/dev && mount -t proc proc {root}/proc && chroot {root} sh -c 'touch /etc/seatrial-try && rm /etc/seatrial-try'"
+        )
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False
+        )
+        return (
+            ""
+            if done.returncode == 0
+            else f"no overlay of this system: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+        )
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class Machine(Sshd):
@@ -38,7 +65,7 @@ class Machine(Sshd):
             ("ubuntu", "24.04"),
         }:
             return f"this system is {release['ID']} {release.get('VERSION_ID')}"
-        return ""
+        return _no_overlay()
 
     @property
     def upper(self) -> Path:

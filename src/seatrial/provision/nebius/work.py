@@ -92,9 +92,7 @@ class Work:
             SpecError: it made none of that name.
         """
         if not self.is_begun:
-            known = [p.name for p in sorted(clusters().glob("*/cluster.json"))] and [
-                p.parent.name for p in sorted(clusters().glob("*/cluster.json"))
-            ]
+            known = sorted(p.parent.name for p in clusters().glob("*/cluster.json"))
             raise SpecError(
                 f"this machine made no cluster {self.name!r}",
                 evidence=f"{clusters()} has {', '.join(known) if known else 'none'}",
