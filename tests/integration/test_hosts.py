@@ -55,15 +55,24 @@ class OnHosts:
         return path.name
 
     def processes(self, *words: str) -> list[psutil.Process]:
-        """All that belong to runs of this directory, or have these words in their argv."""
+        """What runs on this fleet's machines, or for runs of this directory; with words, what has one of them in its argv."""
+        locks = {str(self.fleet.lock(i)) for i in range(len(self.fleet.machines))}
         found = []
         for process in psutil.process_iter():
             try:
-                argv = process.cmdline()
+                argv = " ".join(process.cmdline())
+                ours = (
+                    process.environ().get("SEATRIAL_NODE_LOCK") in locks
+                    or str(self.seatrial.runs_dir) in argv
+                )
+                if (
+                    ours
+                    and process.status() != psutil.STATUS_ZOMBIE
+                    and (not words or any(w in argv for w in words))
+                ):
+                    found.append(process)
             except psutil.Error:
                 continue
-            if argv and process.status() != psutil.STATUS_ZOMBIE and any(w in " ".join(argv) for w in words or (str(self.seatrial.runs_dir),)):  # fmt: skip
-                found.append(process)
         return found
 
     def running(self) -> bool:

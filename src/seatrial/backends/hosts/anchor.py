@@ -111,7 +111,7 @@ class Anchor:
             offset = self._tell(log, offset)
             if code is not None:
                 # Agents end what they have started; a killed one could not.
-                _end(_family(process.pid, order["token"]))
+                _end(_family(process.pid, order["env"]))
                 self._say({"ended": code})
                 return
             try:
@@ -121,21 +121,21 @@ class Anchor:
             if message is not None and "signal" in message:
                 process.send_signal(int(message["signal"]))
             if message is not None and "kill" in message:
-                _end(_family(process.pid, order["token"]))
+                _end(_family(process.pid, order["env"]))
                 self._say({"ended": -int(signal.SIGKILL)})
                 return
             if (message is not None and "lost" in message) or time.monotonic() - self._heard_at > SILENCE_S:
-                self._give_up(process, float(order["grace_s"]), order["token"])
+                self._give_up(process, float(order["grace_s"]), order["env"])
                 return
             if time.monotonic() - said > ALIVE_S:
                 said = time.monotonic()
                 self._say({"alive": True})
 
-    def _give_up(self, process: command.Process, grace_s: float, token: str) -> None:
+    def _give_up(self, process: command.Process, grace_s: float, env: dict[str, str]) -> None:
         """The connection is gone: save, and leave nothing."""
         process.send_signal(signal.SIGTERM)
         process.wait(grace_s + _KILL_MARGIN_S)
-        _end(_family(process.pid, token))
+        _end(_family(process.pid, env))
 
     def _tell(self, log: Path, offset: int) -> int:
         """What the agent has written since, whole lines."""
@@ -218,8 +218,8 @@ def lock_path() -> Path:
     return (shared if os.access(shared, os.W_OK) else Path.home()) / "seatrial-node.lock"
 
 
-def _family(pid: int, token: str) -> list[psutil.Process]:
-    """A process with all below it, and what lost its parent on the way: it has the attempt's token in its environment."""
+def _family(pid: int, env: dict[str, str]) -> list[psutil.Process]:
+    """A process with all below it, and what lost its parent on the way: it has the attempt's token and this node's rank in its environment."""
     found: dict[int, psutil.Process] = {}
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -228,7 +228,8 @@ def _family(pid: int, token: str) -> list[psutil.Process]:
         if process.pid == os.getpid() or process.pid in found:
             continue
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get("SEATRIAL_LINK_TOKEN") == token:
+            its = process.environ()
+            if all(its.get(name) == env[name] for name in ("SEATRIAL_LINK_TOKEN", "SEATRIAL_NODE_RANK")):
                 found[process.pid] = process
     return list(found.values())
 

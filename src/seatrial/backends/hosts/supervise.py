@@ -181,7 +181,7 @@ class Supervisor:
             link.send(
                 {
                     "start": {
-                        "run_dir": str(plan.run_dir), "cwd": str(plan.cwd), "attempt": plan.attempt, "node_rank": rank, "env": env, "token": token,
+                        "run_dir": str(plan.run_dir), "cwd": str(plan.cwd), "attempt": plan.attempt, "node_rank": rank, "env": env,
                         "grace_s": plan.grace_s,
                     }
                 }
