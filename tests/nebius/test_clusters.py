@@ -396,6 +396,23 @@ class TestOnTheWay:
 
 
 class TestDown:
+    def test_what_the_state_does_not_know_is_not_forgotten(self, clusters: Clusters) -> None:
+        """Terraform was killed before it could save: by its state nothing is there, and five file systems cost money."""
+        clusters.write()
+        clusters.cloud.set(slow_s={FILESYSTEM: 20})
+        process = clusters.start("up", "-y")
+        until(lambda: len(clusters.cloud.things(FILESYSTEM)) == 5)
+        os.kill(clusters.terraform_pid(), signal.SIGKILL)
+        process.communicate(timeout=60)
+        clusters.cloud.set(slow_s=0)
+        refused = clusters("down", "demo", "--confirm", "demo")
+        assert refused.code == 2
+        assert "exist that its state does not know" in refused.stderr and "demo-jail" in refused.stderr
+        assert clusters.work.exists()
+        assert clusters("up", "-y").code == 0
+        assert clusters("down", "demo", "--confirm", "demo").code == 0
+        assert clusters.cloud.things(FILESYSTEM) == []
+
     def test_not_made_here(self, clusters: Clusters) -> None:
         done = clusters("down", "other", "--confirm", "other")
         assert done.code == 2
@@ -416,6 +433,15 @@ class TestDown:
 
 
 class TestConnect:
+    def test_a_cluster_whose_name_begins_alike(self, made: Clusters) -> None:
+        made.cloud.create(
+            "nebius_vpc_v1_allocation", PROJECT, "a-demo-2-login", {"address": "198.51.100.7/32"}
+        )
+        for row in made.cloud.things("nebius_vpc_v1_allocation"):
+            if row.name == "demo-login":
+                made.cloud.update(row.id, {"address": "192.0.2.77/32"})
+        assert "login: 192.0.2.77" in made("status", "demo").stdout
+
     def test_a_profile(self, made: Clusters) -> None:
         config = made.home / "config" / "seatrial" / "config.yaml"
         config.parent.mkdir(parents=True)

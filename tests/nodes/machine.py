@@ -113,9 +113,8 @@ _OWN = (
     "/var/log/",
     "/var/cache/",
     "/var/lib/apt/",
-    "/root/.cache/",
+    f"{Path.home()}/.cache/",
     "/var/lib/dpkg/",
     "/etc/ld.so.cache",
     "/var/lib/systemd/",
-    "/root/.wget",
 )

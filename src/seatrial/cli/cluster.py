@@ -26,6 +26,13 @@ _RECIPE = click.option(
     help="Checkout of the solutions library, or its soperator directory [the file's].",
 )
 
+_LOSE = click.option(
+    "--lose", multiple=True, metavar="ADDRESS", help="Let go of what is at this address, with its data; may be said several times."
+)  # fmt: skip
+_UNLOCK = click.option(
+    "--unlock", metavar="ID", help="Take away a lock of the state that a killed Terraform left."
+)
+
 
 @click.group()
 def cluster() -> None:
@@ -116,13 +123,8 @@ def preflight(path: Path, recipe: Path | None, offline: bool, as_json: bool) -> 
 @cluster.command()
 @_FILE
 @_RECIPE
-@click.option(
-    "--lose",
-    multiple=True,
-    metavar="ADDRESS",
-    help="Let go of what is at this address, with its data; may be said several times.",
-)
-@click.option("--unlock", metavar="ID", help="Take away a lock of the state that a killed Terraform left.")
+@_LOSE
+@_UNLOCK
 @click.option(
     "--adopt", "may_adopt", is_flag=True, help="A cluster of this name may be there, and is to be taken over."
 )
@@ -148,13 +150,8 @@ def plan(
 @cluster.command()
 @_FILE
 @_RECIPE
-@click.option(
-    "--lose",
-    multiple=True,
-    metavar="ADDRESS",
-    help="Let go of what is at this address, with its data; may be said several times.",
-)
-@click.option("--unlock", metavar="ID", help="Take away a lock of the state that a killed Terraform left.")
+@_LOSE
+@_UNLOCK
 @click.option(
     "--adopt",
     "may_adopt",
@@ -190,6 +187,7 @@ def up(
             make.carry_out(job, planned)
         else:
             make.dropped(job)
+        make.remember_address(job)
         groups = make.verify(job)
         if path.read_text(encoding="utf-8") != job.text:
             _say(
@@ -252,7 +250,7 @@ def connect(name: str, python: str | None, directory: str | None, dry_run: bool)
 @cluster.command()
 @click.argument("name")
 @click.option("--confirm", metavar="NAME", help="The cluster's name once more, where nobody can be asked.")
-@click.option("--unlock", metavar="ID", help="Take away a lock of the state that a killed Terraform left.")
+@_UNLOCK
 def down(name: str, confirm: str | None, unlock: str | None) -> int:
     """Remove the cluster: show what data dies, ask, destroy, and prove that nothing of it is left to pay for."""
     from seatrial.provision.nebius import make, remove
@@ -269,6 +267,7 @@ def down(name: str, confirm: str | None, unlock: str | None) -> int:
         what="cluster down",
         force=True,
     ) as job:
+        make.check_no_strays(job)
         before = make.billable(job)
         planned = make.plan(job, destroy=True, unlock=unlock)
         try:

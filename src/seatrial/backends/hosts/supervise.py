@@ -53,7 +53,6 @@ class Link:
     lines: list[bytes] = field(default_factory=list)
     heard_at: float = field(default_factory=time.monotonic)
     ended: int | None = None
-    error: str = ""
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Says something; a connection that is gone is found out by reading."""

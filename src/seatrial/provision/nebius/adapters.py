@@ -13,7 +13,6 @@ SECRETS = frozenset(
     {"iam_token", "backups_password", "aws_access_key_id", "aws_secret_access_key", "nvidia_admin_conf_token"}
 )
 """Variables that travel in the environment, and never in a file."""
-FROM_THE_CLOUD = ("iam_project_id", "iam_tenant_id", "region", "vpc_subnet_id")
 FOREIGN = "none"
 """Stands where the recipe demands a value that it doesn't use while telemetry to the cloud's own is off."""
 

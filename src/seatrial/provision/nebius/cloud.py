@@ -213,12 +213,12 @@ class Cloud:
                 return Capacity(level, said.available if "FRESH" in getattr(said.data_state, "name", "FRESH") else None)  # fmt: skip
         return None
 
-    def address(self, project_id: str, name: str) -> str | None:
-        """The public address that is reserved under a name; None where there is none."""
+    def address(self, project_id: str, allocation_id: str) -> str | None:
+        """The public address that an allocation reserves; None where there is none."""
         from nebius.api.nebius.vpc.v1 import AllocationServiceClient, ListAllocationsRequest
 
         for item in self._list("list addresses", AllocationServiceClient, ListAllocationsRequest, project_id):
-            if item.metadata.name == name:
+            if item.metadata.id == allocation_id:
                 return str(item.status.details.allocated_cidr).partition("/")[0] or None
         return None
 

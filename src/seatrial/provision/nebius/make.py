@@ -111,9 +111,7 @@ def opened(
         )  # fmt: skip
         work.write_inputs(spec, looked.case.rendered, text, bucket, lockfile=version >= (1, 10))
         work.adopt([])
-        terraform = Terraform(
-            tool.path, work.installation, environment(spec, work, token, key), work.log, version
-        )
+        terraform = Terraform(tool.path, work.installation, environment(spec, work, token, key), work.log)
         work.rotate_log()
         terraform.init()
         yield Job(looked, text, cloud, work, terraform, say, seen.quotas)
@@ -207,6 +205,32 @@ def verify(job: Job) -> list[NodeGroup]:
             remedy=f"seatrial cluster status {job.work.name}",
         )  # fmt: skip
     return groups
+
+
+def remember_address(job: Job) -> None:
+    """Notes which allocation the login's address is, for `status` and `connect`."""
+    for thing in billable(job):
+        if thing.kind == "nebius_vpc_v1_allocation":
+            job.work.note(allocation=thing.id)
+
+
+def check_no_strays(job: Job) -> None:
+    """A removal by the state alone would forget what a killed Terraform had begun, and leave it to be paid for.
+
+    Raises:
+        SpecError: there is such a thing.
+    """
+    if not job.work.started() - {str(r["address"]) for r in job.terraform.state()}:
+        return
+    try:
+        strays = plan(job).adopted
+    finally:
+        dropped(job)
+    if strays:
+        raise SpecError(
+            "things of this cluster exist that its state does not know", evidence=", ".join(f"{f.thing.name} ({f.thing.id})" for f in strays),
+            remedy=f"seatrial cluster up -f {job.looked.path}    takes them over; then seatrial cluster down {job.work.name}",
+        )  # fmt: skip
 
 
 def left(job: Job, before: list[Thing]) -> list[Thing]:

@@ -101,11 +101,9 @@ def cluster_id(work: Work, cloud: Cloud) -> str:
 
 
 def _address(work: Work, cloud: Cloud) -> str | None:
-    project = work.record["project"]
-    for thing in cloud.things("nebius_vpc_v1_allocation", project):
-        if work.name in thing.name:
-            return cloud.address(project, thing.name)
-    return None
+    """Of the allocation that Terraform made for it: a name alone could be another cluster's."""
+    record = work.record
+    return cloud.address(record["project"], record["allocation"]) if record.get("allocation") else None
 
 
 def _slurm(host: str) -> tuple[list[str] | None, str]:

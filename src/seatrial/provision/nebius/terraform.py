@@ -50,8 +50,6 @@ class Outcome:
     code: int
     errors: list[Diagnostic] = field(default_factory=list)
     interrupted: bool = False
-    events: list[Event] = field(default_factory=list)
-    """The planned changes; other events are handed on only."""
 
     def says(self, *words: str) -> bool:
         """Whether one of its complaints has one of these words."""
@@ -67,14 +65,10 @@ class Terraform:
         directory: of the installation.
         env: the whole environment.
         log: gets its events, one JSON object a line; the file is private.
-        version: of the program.
     """
 
-    def __init__(
-        self, binary: str, directory: Path, env: Mapping[str, str], log: Path, version: tuple[int, int]
-    ) -> None:
+    def __init__(self, binary: str, directory: Path, env: Mapping[str, str], log: Path) -> None:
         self._binary, self._directory, self._env, self._log = binary, directory, dict(env), log
-        self.version = version
 
     def init(self) -> None:
         """Readies providers, modules and the state's place; tries again where the network failed.
@@ -200,8 +194,6 @@ class Terraform:
                     str(found.get("summary", "")), str(found.get("detail", "")), str(found.get("address", ""))
                 )
             )
-        if kind == "planned_change":
-            outcome.events.append(event)
         on_event(event)
 
     def _tail(self) -> str:
