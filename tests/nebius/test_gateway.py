@@ -11,12 +11,21 @@ import pytest
 
 from seatrial.errors import PlatformError, SpecError
 from seatrial.provision.nebius import account
-from seatrial.provision.nebius.cloud import Capacity, Cloud, MissingError, quota_failure
+from seatrial.provision.nebius.cloud import Capacity, Cloud, MissingError
 from tests.nebius.cloud import FakeCloud
 from tests.nebius.conftest import PROJECT, TENANT, TOKEN
 from tests.nebius.server import NebiusServer
 
 pytestmark = pytest.mark.integration
+
+
+def quota_failure(error: Exception) -> list[tuple[str, int, int]]:
+    """Quota, limit and total that was asked for, of an error of the SDK; none where it is about something else."""
+    found = []
+    for service_error in getattr(getattr(error, "status", None), "service_errors", None) or []:
+        for violation in getattr(getattr(service_error, "quota_failure", None), "violations", None) or []:
+            found.append((violation.quota, int(violation.limit), int(violation.requested)))
+    return found
 
 
 def test_what_there_is(cloud: FakeCloud, server: NebiusServer) -> None:

@@ -141,11 +141,10 @@ def test_one_that_fails_stops_no_other() -> None:
 def test_the_fleets_file_keeps_what_is_written_in_it(tmp_path: Path) -> None:
     path = tmp_path / "nodes.yaml"
     path.write_text("# ours\nnodes:\n  - host: gpu0   # the old one\n    gpus: 4\n")
-    add(path, {"gpu1": facts(), "gpu0": facts(PLAIN, "gpu0")}, "/mnt/shared")
+    add(path, {"gpu1": facts(), "gpu0": facts(PLAIN, "gpu0")})
     text = path.read_text()
     assert "# ours" in text and "# the old one" in text
     fleet = read_fleet(path)
-    assert fleet.directory == "/mnt/shared"
     assert [(n.host, n.gpus, n.address) for n in fleet.nodes] == [("gpu0", 0, None), ("gpu1", 8, "10.0.0.11")]
     assert remove(path, ["gpu1"]) and not remove(path, ["gpu1"])
     path.write_text("nodes: [{host: a}, {host: a}]")

@@ -75,7 +75,7 @@ def bootstrap(
     bad |= {host: o for host, o in outcomes.items() if isinstance(o, PlatformError)}
     sound = {host: o.facts for host, o in done.items() if not o.failed}
     if sound:
-        fleets.add(fleet, sound, shared)
+        fleets.add(fleet, sound)
     if as_json:
         click.echo(json.dumps(_document(done, bad), indent=2))
     else:

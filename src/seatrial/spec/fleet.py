@@ -49,8 +49,6 @@ class FleetNode(Section):
 class Fleet(Section):
     """All machines."""
 
-    directory: str | None = None
-    """Directory that all of them see, for code and runs."""
     nodes: tuple[FleetNode, ...] = ()
 
     @field_validator("nodes", mode="before")

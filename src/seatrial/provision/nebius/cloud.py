@@ -273,15 +273,6 @@ class Cloud:
         return self._sdk
 
 
-def quota_failure(error: Exception) -> list[tuple[str, int, int]]:
-    """Quota, limit and total that was asked for, of an error of the SDK; none where it is about something else."""
-    found = []
-    for service_error in getattr(getattr(error, "status", None), "service_errors", None) or []:
-        for violation in getattr(getattr(service_error, "quota_failure", None), "violations", None) or []:
-            found.append((violation.quota, int(violation.limit), int(violation.requested)))
-    return found
-
-
 def _connect() -> Any:
     logging.getLogger("nebius").setLevel(logging.CRITICAL)  # it logs what it will try again, with tracebacks
     try:

@@ -13,7 +13,7 @@ from seatrial.spec.document import read_text
 from seatrial.spec.fleet import PYTHON, read_fleet
 
 
-def add(path: Path, nodes: Mapping[str, Facts], directory: str | None) -> None:
+def add(path: Path, nodes: Mapping[str, Facts]) -> None:
     """Adds machines to a fleet's file, or brings what is said of them up to date; all else in it stays as it is written."""
     from ruamel.yaml import YAML
 
@@ -23,8 +23,6 @@ def add(path: Path, nodes: Mapping[str, Facts], directory: str | None) -> None:
         data = yaml.load(read_text(path)) or {}
     else:
         data = {}
-    if directory is not None:
-        data["directory"] = directory
     if data.get("nodes") is None:
         data["nodes"] = []
     known = {row["host"]: row for row in data["nodes"]}
